@@ -1,0 +1,44 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+.DEFAULT_GOAL := help
+
+# Runs a command in a fresh instance of the all-in-one's private root.
+ROOT_RUN = tools/allinone/root.sh run --
+# Stages of "make test": all, or those named.
+STAGES ?=
+
+.PHONY: help test test-quick lint docs bench
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort -u | \
+		awk -F ':.*## *' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+test: ## all that CI runs, in a root of its own [STAGES="lint unit"]
+	@status=0; \
+	$(if $(STAGES),:,tests/e2e/test_host_untouched.sh) || status=1; \
+	$(ROOT_RUN) python3 tools/test/run.py $(STAGES) || status=1; \
+	exit $$status
+
+test-quick: ## unit tests of Python and Rust, on this host
+	tools/test/quick
+
+lint: ## the linters, on this host
+	tools/test/tox -e pep8
+
+docs: ## the documentation, in doc/build/html, on this host
+	tools/test/tox -e docs
+
+bench: ## the comparisons, in a root of its own [ONLY=name]
+	tools/test/bench $(ONLY)
+
+-include tools/allinone/demo.mk
