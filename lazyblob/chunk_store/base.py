@@ -1,0 +1,74 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+"""What every chunk store promises.
+
+Objects are immutable and named by digest, so a put may be repeated by
+anyone. A store knows of its objects no more than the header that each opens
+with (:func:`lazyblob.chunk.plausible_length`): what is shorter than its
+header says counts as absent, so that a file which a loss of power cut short
+is written again instead of believed.
+
+Crash: a put that was cut off leaves the whole object or none. What was put
+survives loss of power after :meth:`ChunkStore.sync`, not before.
+
+Threads: one instance serves them all.
+"""
+
+import abc
+from collections.abc import Iterable, Iterator
+
+
+class ChunkStore(abc.ABC):
+    """Immutable objects by digest (32 bytes).
+
+    :raises TemporaryStoreError: by every operation: it may work later
+    :raises StoreDenied: by every operation: rights are missing
+    :raises StoreError: by every operation: anything else
+    """
+
+    url: str
+
+    @abc.abstractmethod
+    def initialise(self) -> None:
+        """Make what objects are put into; repeating is harmless."""
+
+    @abc.abstractmethod
+    def put(self, digest: bytes, data: bytes) -> None:
+        """Store an object, whole or not at all; repeating is harmless.
+
+        An object that is there already with a plausible length stays.
+
+        :raises StoreFull: the store has no room
+        """
+
+    @abc.abstractmethod
+    def get(self, digest: bytes) -> bytes:
+        """The whole object. :raises NotFound: it is confirmed absent"""
+
+    @abc.abstractmethod
+    def has(self, digest: bytes) -> bool:
+        """Whether it is present with a plausible length."""
+
+    @abc.abstractmethod
+    def sync(self, digests: Iterable[bytes]) -> None:
+        """Make objects that were put *or found* survive power loss."""
+
+    @abc.abstractmethod
+    def list(self) -> Iterator[tuple[bytes, int]]:
+        """Every digest with its stored size in bytes, in no order."""
+
+    @abc.abstractmethod
+    def delete(self, digest: bytes) -> None:
+        """Only the collector's; absent is no error."""
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Let go of what is held open; the store is not used after it."""

@@ -1,0 +1,257 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+"""Chunks as files below one folder: ``file:///path``.
+
+Reading goes through obstore. Putting does not, for four things that its
+local store leaves open: it renames without any sync; its files get whatever
+mode the umask leaves, so that services of one group could not read each
+other's; a killed process leaves its half-written files behind for ever; and
+a full disk is told only by the text of an error. Here a file is written
+without a name (``O_TMPFILE``), gets its mode, and is then linked under its
+digest, which fails if somebody else was first. Where the file system cannot
+do that (NFS), a named temporary file takes its place.
+
+The 256 folders of the first byte exist from :meth:`FileStore.initialise` on,
+so that no put makes one: mode 2770, files 0640, under any umask, so that the
+services that share a store share a group.
+
+Crash: an unnamed file vanishes with its process. Power: :meth:`sync` is
+``syncfs``, which takes the folders' entries along; a file that was cut short
+is not plausible and is replaced.
+
+Threads: one instance serves them all; nothing is shared but the path.
+"""
+
+import contextlib
+import ctypes
+import errno
+import functools
+import os
+import pathlib
+import secrets
+import stat
+import threading
+import urllib.parse
+from collections.abc import Iterable, Iterator
+
+import obstore.store
+
+from lazyblob import exceptions
+from lazyblob.chunk_store import objects
+
+DIRECTORY_MODE = 0o2770
+FILE_MODE = 0o640
+_PREFIXES = tuple(f'{byte:02x}' for byte in range(256))
+_TEMPORARY_PREFIX = '.new-'
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def path_of(url: str) -> pathlib.Path:
+    """:raises InvalidConfiguration: not ``file:///one/absolute/path``"""
+    parts = urllib.parse.urlsplit(url)
+    path = urllib.parse.unquote(parts.path)
+    if (
+        parts.scheme != 'file'
+        or parts.netloc not in ('', 'localhost')
+        or not path.startswith('/')
+        or parts.query
+        or parts.fragment
+    ):
+        raise exceptions.InvalidConfiguration(
+            f'chunk store "{url}" is no "file:///absolute/path"'
+        )
+    if ',' in path:
+        raise exceptions.InvalidConfiguration(
+            f'chunk store "{url}" names several folders, which is not '
+            f'supported yet; give one'
+        )
+    return pathlib.Path(path)
+
+
+class FileStore(objects.ObjectStore):
+    """Objects as files.
+
+    The folder need not exist yet: it is looked for at each operation, so
+    that a service may start before its mount.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._root = path_of(url)
+        self._lock = threading.Lock()
+        self._handle: int | None = None
+        self._lost: OSError | None = None
+
+    def _open(self) -> obstore.store.ObjectStore:
+        if not self._root.is_dir():
+            raise exceptions.TemporaryStoreError(
+                f'"{self.url}" does not exist; run "lazyimage init", or '
+                f'mount it'
+            )
+        return obstore.store.LocalStore(self._root)
+
+    def initialise(self) -> None:
+        try:
+            _make_directory(self._root, exist_ok=True)
+            for prefix in _PREFIXES:
+                _make_directory(self._root / prefix, exist_ok=False)
+        except OSError as exc:
+            raise self._failed('initialise', self._root, exc) from exc
+        self.sync(())
+
+    def get(self, digest: bytes) -> bytes:
+        try:
+            return super().get(digest)
+        except exceptions.NotFound as exc:
+            # Absence is believed only while the store itself is there.
+            parent = (self._root / objects.key(digest)).parent
+            if parent.is_dir():
+                raise
+            raise exceptions.TemporaryStoreError(
+                f'"{parent}" does not exist; mount "{self.url}"'
+            ) from exc
+
+    def put(self, digest: bytes, data: bytes) -> None:
+        path = self._root / objects.key(digest)
+        try:
+            self._watch()
+            if path.exists() and self.has(digest):
+                return
+            with _written(path.parent, data) as name:
+                try:
+                    _link(name, path)
+                except FileExistsError:
+                    if not self.has(digest):
+                        _replace(name, path)
+        except OSError as exc:
+            raise self._failed('write', path, exc) from exc
+
+    def sync(self, digests: Iterable[bytes]) -> None:
+        """Everything on the file system at once; ``digests`` is not read.
+
+        A failure is for good: the kernel tells of it once, and what it lost
+        may be any writer's. The process has to be started again.
+        """
+        try:
+            handle = self._watch()
+            with self._lock:
+                if self._lost is not None:
+                    raise self._lost
+                try:
+                    _sync_file_system(handle)
+                except OSError as exc:
+                    self._lost = exc
+                    raise
+        except OSError as exc:
+            raise self._failed('sync', self._root, exc) from exc
+
+    def _watch(self) -> int:
+        """A descriptor that was open before what :meth:`sync` answers for.
+
+        ``syncfs`` tells of the writes that failed since its descriptor was
+        opened, so it has to be opened before the first of them.
+        """
+        with self._lock:
+            if self._handle is None:
+                self._handle = os.open(
+                    self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                )
+            return self._handle
+
+    def close(self) -> None:
+        with self._lock:
+            if self._handle is not None:
+                os.close(self._handle)
+                self._handle = None
+
+    def _failed(
+        self, verb: str, path: pathlib.Path, exc: OSError
+    ) -> exceptions.LazyBlobError:
+        what = f'could not {verb} "{path}": {exc.strerror}'
+        if exc.errno in _FULL:
+            return exceptions.StoreFull(f'{what}; make room in "{self.url}"')
+        if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return exceptions.StoreDenied(
+                f'{what}; check who owns "{self.url}" and which user and '
+                f'group this runs as'
+            )
+        if exc.errno == errno.ENOENT:
+            return exceptions.StoreError(
+                f'{what}; run "lazyimage init" for "{self.url}", or mount it'
+            )
+        return exceptions.StoreError(what)
+
+
+def _make_directory(path: pathlib.Path, *, exist_ok: bool) -> None:
+    """Ours get their mode whatever the umask; others' keep theirs."""
+    try:
+        path.mkdir(parents=exist_ok)
+    except FileExistsError:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            raise
+    else:
+        path.chmod(DIRECTORY_MODE)
+
+
+@contextlib.contextmanager
+def _written(directory: pathlib.Path, data: bytes) -> Iterator[str]:
+    """A name by which a new file with its final mode can be linked."""
+    name = str(directory / (_TEMPORARY_PREFIX + secrets.token_hex(8)))
+    is_named = False
+    flags = os.O_WRONLY | os.O_CLOEXEC
+    try:
+        handle = os.open(directory, flags | os.O_TMPFILE, FILE_MODE)
+    except OSError as exc:
+        if exc.errno not in _NO_TMPFILE or not directory.is_dir():
+            raise
+        handle = os.open(name, flags | os.O_CREAT | os.O_EXCL, FILE_MODE)
+        is_named = True
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(handle, view) :]
+        os.fchmod(handle, FILE_MODE)
+        yield name if is_named else f'/proc/self/fd/{handle}'
+    finally:
+        os.close(handle)
+        if is_named:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+
+
+def _link(name: str, path: pathlib.Path) -> None:
+    # Without a descriptor Python calls link(), which links /proc's symbolic
+    # link itself; the name is absolute, so that the descriptor is not used.
+    os.link(name, path, src_dir_fd=0, follow_symlinks=True)
+
+
+def _replace(name: str, path: pathlib.Path) -> None:
+    """Put the new file in the place of one that was cut short."""
+    step = path.with_name(_TEMPORARY_PREFIX + secrets.token_hex(8))
+    _link(name, step)
+    try:
+        os.replace(step, path)
+    except OSError:
+        os.unlink(step)
+        raise
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _sync_file_system(handle: int) -> None:
+    if _libc().syncfs(handle):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

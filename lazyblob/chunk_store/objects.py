@@ -1,0 +1,128 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+"""What chunk stores over obstore share: keys, reading, errors.
+
+obstore is the Rust ``object_store`` with Python bindings: retries, pools and
+conditional puts are its business, and it lets go of the GIL. An object lies
+under ``<first byte of its digest, hex>/<digest, hex>``.
+
+Threads: obstore's stores may be used by all of them.
+"""
+
+import abc
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import obstore
+import obstore.exceptions
+import obstore.store
+
+from lazyblob import chunk
+from lazyblob import exceptions
+from lazyblob.chunk_store import base
+
+T = TypeVar('T')
+
+
+def key(digest: bytes) -> str:
+    name = digest.hex()
+    return f'{name[:2]}/{name}'
+
+
+class ObjectStore(base.ChunkStore):
+    """Reading and listing; what writes and syncs is the subclass's."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @functools.cached_property
+    def _inner(self) -> obstore.store.ObjectStore:
+        return self._open()
+
+    @abc.abstractmethod
+    def _open(self) -> obstore.store.ObjectStore:
+        """The obstore store, rooted where the prefixes lie."""
+
+    def get(self, digest: bytes) -> bytes:
+        def read() -> bytes:
+            return bytes(obstore.get(self._inner, key(digest)).bytes())
+
+        return self._call('read', digest, read)
+
+    def has(self, digest: bytes) -> bool:
+        def head() -> bool:
+            found = obstore.get(
+                self._inner,
+                key(digest),
+                options={'range': (0, chunk.HEADER_BYTES)},
+            )
+            return chunk.plausible_length(
+                bytes(found.bytes()), found.meta['size']
+            )
+
+        try:
+            return self._call('look for', digest, head)
+        except exceptions.NotFound:
+            return False
+        except exceptions.StoreError:
+            # An empty object answers a range with an error.
+            if self._size(digest) < chunk.HEADER_BYTES:
+                return False
+            raise
+
+    def _size(self, digest: bytes) -> int:
+        def head() -> int:
+            return obstore.head(self._inner, key(digest))['size']
+
+        return self._call('look for', digest, head)
+
+    def list(self) -> Iterator[tuple[bytes, int]]:
+        for batch in obstore.list(self._inner):
+            for found in batch:
+                name = found['path'].rpartition('/')[2]
+                try:
+                    digest = bytes.fromhex(name)
+                except ValueError:
+                    continue
+                if found['path'] == key(digest):
+                    yield digest, found['size']
+
+    def delete(self, digest: bytes) -> None:
+        def remove() -> None:
+            obstore.delete(self._inner, key(digest))
+
+        with contextlib.suppress(exceptions.NotFound):
+            self._call('delete', digest, remove)
+
+    def _call(self, verb: str, digest: bytes, operation: Callable[[], T]) -> T:
+        what = f'could not {verb} "{digest.hex()}" in "{self.url}"'
+        try:
+            return operation()
+        except FileNotFoundError as exc:
+            raise exceptions.NotFound(f'{what}: it is not there') from exc
+        except (
+            obstore.exceptions.PermissionDeniedError,
+            obstore.exceptions.UnauthenticatedError,
+            PermissionError,
+        ) as exc:
+            raise exceptions.StoreDenied(
+                f'{what}: permission denied; check who owns the store and '
+                f'which user and group this runs as'
+            ) from exc
+        except (obstore.exceptions.BaseError, OSError) as exc:
+            # The first line; what follows is a dump for debugging.
+            reason = (str(exc).splitlines() or [type(exc).__name__])[0]
+            if 'Permission denied' in str(exc):
+                raise exceptions.StoreDenied(f'{what}: {reason}') from exc
+            raise exceptions.StoreError(f'{what}: {reason}') from exc

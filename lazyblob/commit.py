@@ -1,0 +1,255 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+"""Writing a version: chunks first, then nodes bottom-up, then a sync.
+
+What is left for the caller is the last step, the catalog's publish, which
+names the session that stands here from before the first look at the store
+until :meth:`Commit.close`, so that the collector spares what this commit
+relies on (contract 31).
+
+Crash: at any point it leaves objects that no version reaches, which the
+collector removes, and nothing else.
+
+Threads: :meth:`Commit.put` may be called by all of them at once; the rest by
+one, after them.
+"""
+
+import concurrent.futures
+import dataclasses
+import enum
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from types import TracebackType
+
+from lazyblob import chunk
+from lazyblob import digest
+from lazyblob import exceptions
+from lazyblob import manifest
+from lazyblob.catalog import api
+from lazyblob.chunk_store import base
+
+LOG = logging.getLogger(__name__)
+_NODE_THREADS = 4
+
+
+class Outcome(str, enum.Enum):
+    """What became of a chunk."""
+
+    __str__ = str.__str__
+
+    ZERO = 'zero'  # a hole now
+    UNCHANGED = 'unchanged'  # as in the parent
+    KNOWN = 'known'  # the store has it from elsewhere
+    STORED = 'stored'
+
+
+@dataclasses.dataclass
+class Statistics:
+    """Counts and uncompressed bytes of chunks by outcome.
+
+    :ivar written_bytes: what the store received, headers and nodes included
+    """
+
+    zero_chunks: int = 0
+    zero_bytes: int = 0
+    unchanged_chunks: int = 0
+    unchanged_bytes: int = 0
+    known_chunks: int = 0
+    known_bytes: int = 0
+    stored_chunks: int = 0
+    stored_bytes: int = 0
+    written_bytes: int = 0
+
+    def add(self, outcome: Outcome, size_bytes: int, count: int = 1) -> None:
+        for unit, more in (('chunks', count), ('bytes', size_bytes)):
+            field = f'{outcome}_{unit}'
+            setattr(self, field, getattr(self, field) + more)
+
+
+def default_owner() -> str:
+    return f'{socket.gethostname()}:{os.getpid()}'
+
+
+class Commit:
+    """One version in the making.
+
+    :param parent: what the chunks that are not put are taken from
+    :param size_bytes: of the new version; None: told to :meth:`finish`
+    :ivar session_id: what publish has to name
+    """
+
+    def __init__(
+        self,
+        catalog: api.Catalog,
+        store: base.ChunkStore,
+        keys: digest.Keys,
+        chunk_size_bytes: int,
+        parent: manifest.Manifest | None = None,
+        *,
+        size_bytes: int | None = None,
+        owner: str = '',
+    ) -> None:
+        if parent is not None:
+            if parent.chunk_size_bytes != chunk_size_bytes:
+                raise exceptions.Conflict(
+                    f'chunk size is {chunk_size_bytes} bytes and the '
+                    f'parent\'s is {parent.chunk_size_bytes}'
+                )
+            if size_bytes is not None and size_bytes < parent.size_bytes:
+                raise exceptions.InvalidConfiguration(
+                    f'size of {size_bytes} bytes is less than the parent\'s '
+                    f'{parent.size_bytes}; a disk can only grow'
+                )
+        self.chunk_size_bytes = chunk_size_bytes
+        self.statistics = Statistics()
+        self.session_id = uuid.uuid4().hex
+        self._catalog = catalog
+        self._store = store
+        self._keys = keys
+        self._parent = parent
+        self._size_bytes = size_bytes
+        self._builder = manifest.Builder(parent)
+        self._lock = threading.Lock()
+        self._is_open = True
+        catalog.begin_session(owner or default_owner(), self.session_id)
+
+    def put(self, index: int, data: digest.Buffer) -> Outcome:
+        """Store a whole chunk, unless it is there or need not be.
+
+        :raises StoreError: it may be put again, or the commit aborted
+        """
+        if len(data) != self.chunk_size_bytes:
+            raise ValueError(
+                f'a chunk has {self.chunk_size_bytes} bytes, not {len(data)}'
+            )
+        written_bytes = 0
+        if chunk.is_zero(data):
+            outcome, name = Outcome.ZERO, None
+        else:
+            name = digest.of(data, self._keys.chunk)
+            if self._parent is not None and self._parent.get(index) == name:
+                outcome = Outcome.UNCHANGED
+            elif self._store.has(name):
+                outcome = Outcome.KNOWN
+            else:
+                outcome = Outcome.STORED
+                written_bytes = self._put(name, data, chunk.Kind.CHUNK)
+        # Only now: a chunk that failed must not stand in the manifest.
+        self._builder.set(index, name)
+        with self._lock:
+            self.statistics.add(outcome, len(data))
+            self.statistics.written_bytes += written_bytes
+        return outcome
+
+    def skip_hole(self, size_bytes: int) -> None:
+        """Account for whole chunks of zeros that nobody had to read.
+
+        Only without a parent, where every chunk begins as a hole.
+        """
+        with self._lock:
+            self.statistics.add(
+                Outcome.ZERO, size_bytes, size_bytes // self.chunk_size_bytes
+            )
+
+    def finish(self, size_bytes: int | None = None) -> str:
+        """Write the manifest and make everything durable.
+
+        :returns: the root digest, hexadecimal, to be published
+        """
+        if size_bytes is None:
+            size_bytes = self._size_bytes
+        if size_bytes is None:
+            raise ValueError('a commit needs a size')
+        made = self._builder.finish(size_bytes, self.chunk_size_bytes)
+        encoded = made.encode(self._keys)
+        known = set()
+        if self._parent is not None:
+            known = {name for name, _ in self._parent.encode(self._keys).nodes}
+        new = [pair for pair in encoded.nodes if pair[0] not in known]
+        for level, nodes in _by_level(new):
+            LOG.debug('Writing %d nodes of level %d', len(nodes), level)
+            self._put_nodes(nodes)
+        self.statistics.written_bytes += self._put(
+            encoded.root, encoded.descriptor, chunk.Kind.DESCRIPTOR
+        )
+        self._store.sync(_names(made, encoded))
+        return encoded.root.hex()
+
+    def abort(self) -> None:
+        """Give it up; what was stored is garbage."""
+        self.close()
+
+    def close(self) -> None:
+        """End the session: after publish, or instead of it."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        try:
+            self._catalog.end_session(self.session_id)
+        except exceptions.CatalogUnavailable as exc:
+            # The collector ends sessions whose owner is gone.
+            LOG.warning('Session %s was not ended: %s', self.session_id, exc)
+
+    def __enter__(self) -> 'Commit':
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _put(
+        self, name: bytes, content: digest.Buffer, kind: chunk.Kind
+    ) -> int:
+        data = chunk.pack(content, kind, is_project=self._keys.is_project)
+        self._store.put(name, data)
+        return len(data)
+
+    def _put_nodes(self, nodes: list[tuple[bytes, bytes]]) -> None:
+        def write(pair: tuple[bytes, bytes]) -> int:
+            return self._put(pair[0], pair[1], chunk.Kind.NODE)
+
+        if len(nodes) == 1:
+            self.statistics.written_bytes += write(nodes[0])
+            return
+        with concurrent.futures.ThreadPoolExecutor(
+            _NODE_THREADS, thread_name_prefix='nodes'
+        ) as pool:
+            self.statistics.written_bytes += sum(pool.map(write, nodes))
+
+
+def _by_level(
+    nodes: list[tuple[bytes, bytes]],
+) -> Iterator[tuple[int, list[tuple[bytes, bytes]]]]:
+    """Bottom-up: a node's first byte is its level."""
+    for level in range(manifest.DEPTH_MAX + 1):
+        found = [pair for pair in nodes if pair[1][0] == level]
+        if found:
+            yield level, found
+
+
+def _names(
+    made: manifest.Manifest, encoded: manifest.Encoded
+) -> Iterator[bytes]:
+    """Everything that the version reaches, put or reused."""
+    for _index, name in made.chunks():
+        yield name
+    for name, _node in encoded.nodes:
+        yield name
+    yield encoded.root

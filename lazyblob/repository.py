@@ -1,0 +1,404 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+"""The one face of a repository: chunk store and catalog, and what they do.
+
+Order of writes: chunks, then manifest nodes bottom-up, then a sync of the
+store, then the catalog's row. A crash between any two steps leaves garbage
+that the collector finds, never a version that cannot be read. Deleting drops
+the row; objects go only through the collector.
+
+Threads: one instance serves them all. Nothing connects before it is used.
+"""
+
+import os
+import pathlib
+import uuid
+from collections.abc import Callable, Iterator
+
+from lazyblob import chunk
+from lazyblob import commit as committing
+from lazyblob import digest
+from lazyblob import exceptions
+from lazyblob import exporting
+from lazyblob import importing
+from lazyblob import manifest as manifests
+from lazyblob import patience
+from lazyblob import plugins
+from lazyblob import reader as readers
+from lazyblob import tree as trees
+from lazyblob import verifying
+from lazyblob.catalog import api
+from lazyblob.chunk_store import base
+
+DEDUPE_SCOPES = ('repository', 'project')
+
+Hole = importing.Hole
+
+
+def urls_of(url: str) -> tuple[str, str]:
+    """The chunk store and catalog of a repository in one folder.
+
+    :param url: ``file:///folder``
+    :raises InvalidConfiguration: not such a URL
+    """
+    from lazyblob.chunk_store import file
+
+    path = file.path_of(url)
+    return (path / 'chunks').as_uri(), f'sqlite:///{path}/catalog.sqlite'
+
+
+def initialise(
+    chunk_store_url: str,
+    catalog_url: str,
+    *,
+    dedupe_scope: str = 'repository',
+) -> 'Repository':
+    """Make a repository, or bring one to this release's schema.
+
+    Repeating it is harmless.
+
+    :raises Conflict: another repository is there already
+    """
+    from lazyblob.catalog import schema
+
+    if dedupe_scope not in DEDUPE_SCOPES:
+        raise exceptions.InvalidConfiguration(
+            f'dedupe scope "{dedupe_scope}" is not one of '
+            f'{", ".join(DEDUPE_SCOPES)}'
+        )
+    store = plugins.chunk_store(chunk_store_url)
+    store.initialise()
+    schema.initialise(
+        catalog_url, chunk_store=chunk_store_url, dedupe_scope=dedupe_scope
+    )
+    return Repository(store, plugins.catalog(catalog_url))
+
+
+def connect(
+    chunk_store_url: str,
+    catalog_url: str,
+    *,
+    transport_url: str | None = None,
+) -> 'Repository':
+    """A repository that exists; nothing is connected yet.
+
+    :param transport_url: oslo.messaging's, for a catalog over ``rpc://``
+    """
+    return Repository(
+        plugins.chunk_store(chunk_store_url),
+        plugins.catalog(catalog_url, transport_url=transport_url),
+    )
+
+
+class Repository:
+    """Blobs and what is done with them."""
+
+    def __init__(self, store: base.ChunkStore, catalog: api.Catalog) -> None:
+        self.store = store
+        self.catalog = catalog
+        self._info: api.RepositoryInfo | None = None
+
+    @classmethod
+    def url(cls, url: str) -> 'Repository':
+        """The repository in a folder: ``file:///folder``."""
+        return connect(*urls_of(url))
+
+    @property
+    def info(self) -> api.RepositoryInfo:
+        if self._info is None:
+            self._info = self.catalog.repository()
+        return self._info
+
+    def close(self) -> None:
+        self.store.close()
+        self.catalog.close()
+
+    # Reading
+
+    def open(
+        self, blob_id: str, version: int | None = None, *, threads: int = 4
+    ) -> readers.Reader:
+        """A version, or the head. :raises NotFound:"""
+        blob = self.catalog.get(blob_id)
+        found = self.catalog.version(blob_id, version)
+        return self.reader(found.root, blob.scope, threads=threads)
+
+    def reader(
+        self,
+        root: str,
+        scope: str = digest.REPOSITORY_SCOPE,
+        *,
+        threads: int = 4,
+    ) -> readers.Reader:
+        """A version by its root digest."""
+        return readers.Reader(
+            self.tree(root, scope),
+            self._chunk_fetcher(scope),
+            threads=threads,
+        )
+
+    def tree(
+        self, root: str, scope: str = digest.REPOSITORY_SCOPE
+    ) -> trees.Tree:
+        """A version's manifest, read piece by piece."""
+        keys = digest.keys(scope)
+        name = bytes.fromhex(root)
+        content = chunk.unpack(
+            self.store.get(name),
+            name,
+            keys.descriptor,
+            chunk.Kind.DESCRIPTOR,
+            manifests.DESCRIPTOR_BYTES,
+        )
+
+        def fetch_node(name: bytes) -> bytes:
+            return chunk.unpack(
+                self.store.get(name),
+                name,
+                keys.node,
+                chunk.Kind.NODE,
+                manifests.NODE_BYTES_MAX,
+            )
+
+        return trees.Tree(manifests.Descriptor.decode(content), fetch_node)
+
+    def manifest(
+        self, root: str, scope: str = digest.REPOSITORY_SCOPE
+    ) -> manifests.Manifest:
+        """A version's manifest in memory.
+
+        :param scope: the blob's
+        """
+        return self.tree(root, scope).load()
+
+    def chunk_key(self, scope: str) -> bytes:
+        """The key of chunk digests in a blob's scope."""
+        return digest.keys(scope).chunk
+
+    def fetch(self, name: bytes) -> bytes:
+        """A chunk *object*, not verified.
+
+        :raises NotFound: it is confirmed absent
+        :raises StoreError: it cannot be read now
+        """
+        return self.store.get(name)
+
+    def diff(
+        self, before: api.Version, after: api.Version
+    ) -> Iterator[trees.Difference]:
+        """The chunks that differ; equal subtrees are not read.
+
+        :raises Conflict: their chunk sizes or dedupe scopes differ
+        """
+        scopes = [
+            self.catalog.get(version.blob_id).scope
+            for version in (before, after)
+        ]
+        if scopes[0] != scopes[1]:
+            raise exceptions.Conflict(
+                'versions of two projects share nothing in this repository; '
+                'compare exports'
+            )
+        return trees.diff(
+            self.tree(before.root, scopes[0]),
+            self.tree(after.root, scopes[1]),
+        )
+
+    def export(
+        self,
+        blob_id: str,
+        version: int | None,
+        path: str | os.PathLike[str] | pathlib.Path,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Write a version to a sparse raw file."""
+        exporting.export(self.open(blob_id, version), path, progress=progress)
+
+    def verify(
+        self,
+        blob_id: str,
+        version: int | None = None,
+        progress: Callable[[int], None] | None = None,
+        *,
+        threads: int = 4,
+    ) -> verifying.Report:
+        """Read everything that a version needs and check every digest.
+
+        :raises ChunkCorrupt: of the manifest itself; chunks are reported
+        """
+        blob = self.catalog.get(blob_id)
+        found = self.catalog.version(blob_id, version)
+        return verifying.verify(
+            self.manifest(found.root, blob.scope),
+            self._chunk_fetcher(blob.scope),
+            threads=threads,
+            progress=progress,
+        )
+
+    # Writing
+
+    def create(
+        self,
+        stream: importing.Stream,
+        *,
+        blob_id: str,
+        name: str = '',
+        project_id: str = '',
+        chunk_size_bytes: int = chunk.SIZE_BYTES_DEFAULT,
+        size_bytes: int | None = None,
+        threads: int = 2,
+        progress: importing.Progress | None = None,
+        statistics: committing.Statistics | None = None,
+    ) -> api.Version:
+        """Stream an image in: all or nothing.
+
+        The blob's row is made at the end, so that an upload that fails, or
+        whose process dies, leaves nothing that stands against the next one.
+
+        :param stream: bytes-like pieces of any length, or :class:`Hole`
+        :param size_bytes: what the stream must have in all, if known
+        :param progress: called with the bytes read so far
+        :param statistics: filled in with what became of the chunks
+        :raises Conflict: the id or the name is used
+        :raises SizeMismatch: the stream had another size
+        """
+        chunk.check_size(chunk_size_bytes)
+        self._refuse_used(blob_id, name)
+        keys = digest.keys(self._scope(project_id))
+        with committing.Commit(
+            self.catalog, self.store, keys, chunk_size_bytes
+        ) as target:
+            if statistics is not None:
+                target.statistics = statistics
+            found_bytes = importing.write(
+                stream, target, threads=threads, progress=progress
+            )
+            if size_bytes is not None and found_bytes != size_bytes:
+                raise exceptions.SizeMismatch(
+                    f'image "{blob_id}" has {found_bytes} bytes and not '
+                    f'{size_bytes} as was said'
+                )
+            root = target.finish(found_bytes)
+            blob = patience.repeat(
+                lambda: self.catalog.create(
+                    blob_id,
+                    kind=api.Kind.IMAGE,
+                    project_id=project_id,
+                    chunk_size_bytes=chunk_size_bytes,
+                    name=name,
+                )
+            )
+            commit_id = uuid.uuid4().hex
+            return patience.repeat(
+                lambda: self.catalog.publish(
+                    blob_id,
+                    epoch=blob.epoch,
+                    parent=blob.head,
+                    commit_id=commit_id,
+                    root=root,
+                    size_bytes=found_bytes,
+                    session_id=target.session_id,
+                )
+            )
+
+    def commit(
+        self,
+        blob: api.Blob,
+        parent_manifest: manifests.Manifest | None,
+        *,
+        size_bytes: int,
+        owner: str = '',
+    ) -> committing.Commit:
+        """Begin a new version of a blob; see :class:`Commit`.
+
+        The caller puts chunks, calls ``finish``, publishes the root with the
+        commit's ``session_id``, then calls ``close`` (or uses ``with``).
+        """
+        return committing.Commit(
+            self.catalog,
+            self.store,
+            digest.keys(blob.scope),
+            blob.chunk_size_bytes,
+            parent_manifest,
+            size_bytes=size_bytes,
+            owner=owner,
+        )
+
+    def clone(
+        self,
+        source: str,
+        version: int | None = None,
+        *,
+        blob_id: str,
+        project_id: str = '',
+        kind: api.Kind = api.Kind.IMAGE,
+        name: str = '',
+    ) -> api.Version:
+        """A new blob that begins as a version of another: one row."""
+        return self.catalog.clone(
+            source,
+            version,
+            blob_id=blob_id,
+            kind=kind,
+            project_id=project_id,
+            name=name,
+        )
+
+    def delete(
+        self, blob_id: str, *, project_id: str | None = None, secret: str = ''
+    ) -> None:
+        """Drop a blob; what nothing else reaches is the collector's."""
+        self.catalog.delete(blob_id, project_id=project_id, secret=secret)
+
+    # Inside
+
+    def _scope(self, project_id: str) -> str:
+        if self.info.dedupe_scope == 'project':
+            return digest.project_scope(project_id)
+        return digest.REPOSITORY_SCOPE
+
+    def _chunk_fetcher(self, scope: str) -> Callable[[bytes, int], bytes]:
+        key = digest.keys(scope).chunk
+
+        def fetch(name: bytes, size_bytes: int) -> bytes:
+            content = chunk.unpack(
+                self.store.get(name), name, key, chunk.Kind.CHUNK, size_bytes
+            )
+            if len(content) != size_bytes:
+                raise exceptions.ChunkCorrupt(
+                    f'"{name.hex()}": holds {len(content)} bytes and not a '
+                    f'chunk of {size_bytes}'
+                )
+            return content
+
+        return fetch
+
+    def _refuse_used(self, blob_id: str, name: str) -> None:
+        """Early, before a long upload; the catalog decides at its end."""
+        try:
+            if self.catalog.versions(blob_id):
+                raise exceptions.Conflict(
+                    f'blob id "{blob_id}" is used already'
+                )
+        except exceptions.NotFound:
+            pass
+        if not name:
+            return
+        try:
+            found = self.catalog.find(name)
+        except exceptions.NotFound:
+            return
+        if found.name == name and found.id != blob_id:
+            raise exceptions.Conflict(
+                f'name "{name}" is used already; choose another, or delete '
+                f'that blob'
+            )

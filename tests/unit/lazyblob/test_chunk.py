@@ -1,0 +1,99 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+"""Chunk objects: what is packed comes back, and nothing else does."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazyblob import chunk
+from lazyblob import digest
+from lazyblob import exceptions
+
+KEYS = digest.keys(digest.REPOSITORY_SCOPE)
+
+
+def packed(content):
+    data = chunk.pack(content, chunk.Kind.CHUNK)
+    return data, digest.of(content, KEYS.chunk)
+
+
+@given(st.binary(min_size=1, max_size=3000), st.integers(1, 40))
+def test_what_is_packed_unpacks(seed, times):
+    content = seed * times
+    data, name = packed(content)
+    assert chunk.plausible_length(data[:32], len(data))
+    assert (
+        chunk.unpack(data, name, KEYS.chunk, chunk.Kind.CHUNK, len(content))
+        == content
+    )
+
+
+@given(st.data())
+def test_no_flipped_bit_goes_unnoticed(data):
+    content = b'what the guest wrote' * 30 + random.Random(1).randbytes(200)
+    raw, name = packed(content)
+    bit = data.draw(st.integers(0, len(raw) * 8 - 1))
+    damaged = bytearray(raw)
+    damaged[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(exceptions.ChunkCorrupt):
+        chunk.unpack(
+            bytes(damaged), name, KEYS.chunk, chunk.Kind.CHUNK, 1 << 20
+        )
+
+
+def test_another_content_under_a_digest_is_corrupt():
+    data, _name = packed(b'one' * 100)
+    _data, other = packed(b'two' * 100)
+    with pytest.raises(exceptions.ChunkCorrupt, match=other.hex()):
+        chunk.unpack(data, other, KEYS.chunk, chunk.Kind.CHUNK, 4096)
+
+
+def test_a_chunk_never_passes_for_a_node():
+    content = b'n' * 100
+    data = chunk.pack(content, chunk.Kind.NODE)
+    name = digest.of(content, KEYS.chunk)
+    with pytest.raises(exceptions.ChunkCorrupt):
+        chunk.unpack(data, name, KEYS.node, chunk.Kind.CHUNK, 4096)
+    assert digest.of(content, KEYS.node) != name
+
+
+def test_projects_name_equal_content_differently():
+    names = {
+        digest.of(b'x', digest.keys(scope).chunk)
+        for scope in ('repository', 'project:a', 'project:b')
+    }
+    assert len(names) == 3
+
+
+def test_compression_is_used_only_when_it_saves_an_eighth():
+    content = random.Random(1).randbytes(4096)
+    assert chunk.pack(content, chunk.Kind.CHUNK)[5] == chunk.Codec.STORED
+    some = random.Random(1).randbytes(4096 - 600) + bytes(600)
+    assert chunk.pack(some, chunk.Kind.CHUNK)[5] == chunk.Codec.ZSTD
+    few = random.Random(1).randbytes(4096 - 400) + bytes(400)
+    assert chunk.pack(few, chunk.Kind.CHUNK)[5] == chunk.Codec.STORED
+
+
+@pytest.mark.parametrize('kind', [bytes, bytearray, memoryview])
+def test_zeros_are_recognised(kind):
+    assert chunk.is_zero(kind(bytes(4096)))
+    assert not chunk.is_zero(kind(bytes(4095) + b'\1'))
+    assert not chunk.is_zero(kind(b'\1' + bytes(4095)))
+
+
+@pytest.mark.parametrize('size', [0, 1, 4095, 5000, 2048, 8 << 20])
+def test_a_chunk_size_that_the_format_lacks_is_refused(size):
+    with pytest.raises(exceptions.InvalidConfiguration, match=str(size)):
+        chunk.check_size(size)
