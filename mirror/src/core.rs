@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What all mirrors of an engine share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cache::Cache;
+use crate::engine::OnFull;
+use crate::event::Events;
+use crate::flight::Flights;
+use crate::pool::Pool;
+
+/// What all mirrors of an engine share.
+#[derive(Debug)]
+pub struct Core {
+    /// The host's chunks.
+    pub cache: Cache,
+    /// Those on their way.
+    pub flights: Flights,
+    /// Executes what was parked.
+    pub pool: Arc<Pool>,
+    /// Tells the host.
+    pub events: Arc<Events>,
+    /// The digest of the FUSE session's id.
+    pub session: [u8; 32],
+    /// How long a guest waits for a chunk.
+    pub fetch_timeout: Option<Duration>,
+    /// What a full disk does to a write.
+    pub on_full: OnFull,
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sparse files of blocks at their disk offsets: the delta, and the copies that a COMMIT sets aside.
+//!
+//! `O_DIRECT` only, every reader included (page cache and direct I/O never mix), so offsets, lengths
+//! and memory are whole blocks. An flock fences the dead process's requests (contract 15). No
+//! thread rule: the kernel orders overlapping requests as on any raw file.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::sys::file::{self, Create};
+use crate::units::BLOCK_BYTES;
+
+/// A sparse file of blocks.
+#[derive(Debug)]
+pub struct Delta {
+    file: File,
+    path: PathBuf,
+}
+
+impl Delta {
+    /// Opens the file, unfenced.
+    pub fn open(path: &Path, create: Create) -> Result<Self> {
+        let file = file::open(path, create, true).map_err(|e| Error::io("open", path, e))?;
+        if file::is_on_nfs(&file).map_err(|e| Error::io("stat", path, e))? {
+            return Err(Error::errno("fence on NFS", path, libc::EOPNOTSUPP));
+        }
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open file, to lock and to sync.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Gives the file room for a disk of `size_bytes`, rounded up to whole blocks; never less.
+    pub fn extend(&self, size_bytes: u64) -> Result<()> {
+        let wanted = size_bytes.next_multiple_of(BLOCK_BYTES);
+        let extend = || {
+            if self.file.metadata()?.len() < wanted {
+                self.file.set_len(wanted)?;
+            }
+            Ok(())
+        };
+        extend().map_err(|e| Error::io("extend", &self.path, e))
+    }
+
+    /// Reads whole blocks.
+    #[inline]
+    pub fn read(&self, offset: u64, blocks: &mut [u8]) -> io::Result<()> {
+        debug_assert!(offset % BLOCK_BYTES == 0 && crate::buffer::is_aligned(blocks));
+        self.file.read_exact_at(blocks, offset)
+    }
+
+    /// Writes whole blocks.
+    #[inline]
+    pub fn write(&self, offset: u64, blocks: &[u8]) -> io::Result<()> {
+        debug_assert!(offset % BLOCK_BYTES == 0 && crate::buffer::is_aligned(blocks));
+        self.file.write_all_at(blocks, offset)
+    }
+
+    /// Makes whole blocks a hole.
+    pub fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        debug_assert!(offset % BLOCK_BYTES == 0 && len % BLOCK_BYTES == 0);
+        file::punch(&self.file, offset, len)
+    }
+
+    /// Makes every write that has returned durable.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// The bytes that the file system holds for it.
+    pub fn held_bytes(&self) -> u64 {
+        self.file.metadata().map_or(0, |m| m.blocks() * 512)
+    }
+
+    /// Drops everything.
+    pub fn clear(&self, size_bytes: u64) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.set_len(size_bytes.next_multiple_of(BLOCK_BYTES))
+    }
+}

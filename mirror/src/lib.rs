@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The data path of lazyimage: chunk cache, private deltas, and their FUSE door.
+//!
+//! A door (`fuse`) turns its protocol's requests into calls of a [`disk::Disk`]; only `python` knows
+//! `PyO3` and only `sys` holds `unsafe`.
+
+mod access;
+mod base;
+mod boot;
+mod buffer;
+mod cache;
+mod cacheindex;
+pub mod commit;
+mod core;
+mod delta;
+pub mod disk;
+mod diskmap;
+pub mod engine;
+pub mod error;
+pub mod event;
+mod flight;
+mod flush;
+pub mod fuse;
+mod gate;
+mod job;
+mod live;
+pub mod mirror;
+pub mod object;
+mod pages;
+pub mod passthrough;
+mod pool;
+#[cfg(feature = "python")]
+mod python;
+mod recover;
+pub mod sys;
+mod units;

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The engine's threads: they execute what was parked, and nothing of theirs waits for a network.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::units::lock;
+
+/// One thing to do.
+pub type Task = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct Inner {
+    queue: VecDeque<Task>,
+    stopping: bool,
+}
+
+/// Threads and their queue, whose length the parked requests bound.
+#[derive(Default)]
+pub struct Pool {
+    inner: Mutex<Inner>,
+    arrived: Condvar,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool({} queued)", lock(&self.inner).queue.len())
+    }
+}
+
+impl Pool {
+    /// Starts the threads; they end by [`Pool::stop`].
+    pub fn start(self: &Arc<Self>, threads: usize) -> io::Result<Vec<JoinHandle<()>>> {
+        (0..threads.max(1))
+            .map(|n| {
+                let pool = self.clone();
+                std::thread::Builder::new()
+                    .name(format!("mirror-{n}"))
+                    .spawn(move || while pool.work() {})
+            })
+            .collect()
+    }
+
+    /// Queues a task; after the stop it is run here and now.
+    pub fn run(&self, task: Task) {
+        {
+            let mut inner = lock(&self.inner);
+            if !inner.stopping {
+                inner.queue.push_back(task);
+                self.arrived.notify_one();
+                return;
+            }
+        }
+        task();
+    }
+
+    fn work(&self) -> bool {
+        let mut inner = lock(&self.inner);
+        loop {
+            if let Some(task) = inner.queue.pop_front() {
+                drop(inner);
+                task();
+                return true;
+            }
+            if inner.stopping {
+                return false;
+            }
+            inner = self
+                .arrived
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Lets the threads end once the queue is empty.
+    pub fn stop(&self) {
+        lock(&self.inner).stopping = true;
+        self.arrived.notify_all();
+    }
+}
