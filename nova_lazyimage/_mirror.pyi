@@ -1,0 +1,147 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+"""The mirror engine as Python sees it (built from ``mirror/``).
+
+Every call lets go of the GIL while it works or waits. Failures of the
+operating system are OSError with errno and path; a wrong argument is
+ValueError; an object that does not match its digest is ChunkCorrupt.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypedDict, final
+
+class ChunkCorrupt(ValueError): ...
+
+class Fetch(TypedDict):
+    digest: bytes
+    priority: int  # 0 a guest waits; higher may wait longer
+    chunk_size_bytes: int
+
+@final
+class Engine:
+    """The mirrors, the chunk cache and the FUSE session of one host."""
+
+    def __new__(
+        cls,
+        *,
+        cache_directory: str,
+        cache_bytes: int,
+        session_id: str,
+        threads: int = ...,
+        fetch_timeout_seconds: float = ...,
+        on_full: str = ...,
+    ) -> Engine:
+        """Open (or make) the chunk cache; nothing is served yet.
+
+        :param threads: requests that are executed at the same time
+        :param fetch_timeout_seconds: how long a guest waits for a chunk
+            before EIO; 0: for ever
+        :param on_full: ``hold`` (a write waits for room) or ``error``
+        """
+    def mount(self, path: str) -> None:
+        """Mount the FUSE door and serve it (CAP_SYS_ADMIN, or fusermount3)."""
+    def unmount(self) -> None:
+        """Take the mount away; what is under way in it fails in its caller."""
+    def attach(
+        self,
+        *,
+        instance: str,
+        disk: str,
+        attach_id: str,
+        directory: str,
+        live_map: str,
+        size_bytes: int,
+        chunk_size_bytes: int,
+        chunk_key: bytes,
+        leaves: Sequence[tuple[int, bytes]],
+        create: bool,
+        uid: int,
+        gid: int,
+        mode: int,
+    ) -> Mirror:
+        """Open a mirror's files, recover them, expose it below the mount.
+
+        :param directory: holds ``delta``, ``map`` and ``saved``
+        :param live_map: path of the live map on a tmpfs
+        :param leaves: (leaf index, 256 digests of 32 bytes; a hole is zeros)
+            of the attach base's manifest; an absent leaf is all holes
+        :param create: make new files; else open and recover
+        """
+    def detach(self, instance: str, disk: str) -> None:
+        """Stop serving it: parked requests end with EIO, files are closed."""
+    def next_fetch(
+        self, guests_only: bool, timeout_seconds: float
+    ) -> Fetch | None:
+        """The most urgent chunk that nobody fetches yet; it is now ours."""
+    def fetched(self, digest: bytes, data: bytes) -> None:
+        """Hand in a fetched chunk object (its header and stored bytes).
+
+        :raises ChunkCorrupt: not what the digest names; the flight goes on
+            and the caller fetches elsewhere or calls ``fetch_failed``
+        """
+    def fetch_failed(self, digest: bytes, kind: str, reason: str) -> None:
+        """:param kind: ``transport`` (try later), ``missing``, ``corrupt``"""
+    def next_event(self, timeout_seconds: float) -> dict[str, Any] | None:
+        """What the host must know: kind ``owner`` | ``alarm`` | ``log``."""
+    def statistics(self) -> dict[str, Any]: ...
+    def stop(self) -> None:
+        """Take no more requests, finish, flush every mirror, mark clean."""
+
+@final
+class Mirror:
+    @property
+    def size_bytes(self) -> int: ...
+    def status(self) -> dict[str, Any]:
+        """local_bytes, dirty_bytes, dirty_chunks, fetched_bytes, counters."""
+    def read(self, offset: int, length: int) -> bytes:
+        """Read as a guest would, waiting for what must be fetched."""
+    def flush(self) -> None: ...
+    def grow(self, size_bytes: int) -> None: ...
+    def set_owner(self, uid: int, gid: int, mode: int) -> None: ...
+    def end_misses(self) -> None:
+        """Parked and new misses end with EIO (contract 40) until allowed."""
+    def allow_misses(self) -> None: ...
+    def freeze(self) -> Sealed:
+        """Seal the dirty blocks for a COMMIT; the guest waits a moment.
+
+        :raises BlockingIOError: a COMMIT of this mirror is sealed already
+        """
+
+@final
+class Sealed:
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def chunks(self) -> list[int]:
+        """Indexes of the chunks that hold a dirty block, ascending."""
+    def read(self, chunk: int) -> bytes:
+        """The chunk as it was at the freeze, whole, zero-padded.
+
+        :raises OSError: ENOSPC: given up, a block could not be set aside
+        """
+    def uploaded(self, chunk: int) -> None:
+        """This chunk needs no protection any more."""
+    def publish(self) -> None:
+        """The version stands: what was frozen is clean."""
+    def abandon(self) -> None:
+        """What was frozen is dirty again."""
+    def set_bandwidth(self, bytes_per_second: int) -> None: ...
+
+def passthrough(mount: str, path: str, threads: int) -> None:
+    """Serve one plain file through the same FUSE layer (for ``bench/``).
+
+    It is ``<mount>/passthrough/<its name>``, until the mount is taken away or
+    a signal's handler raises.
+    """
+
+def decode_object(data: bytes, size_bytes_max: int) -> bytes:
+    """The content of a chunk object; no digest is checked (for tests)."""

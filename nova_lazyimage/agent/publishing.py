@@ -1,0 +1,194 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+"""The last steps of a COMMIT: publish, know whether it landed, mint.
+
+Contract 21: a publish names epoch, parent and commit id; whoever does not
+know its outcome raises the epoch first and asks afterwards, so that a message
+that lay in a queue can no longer move the head back.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from oslo_log import log as logging
+
+from lazyblob import exceptions
+from lazyblob.catalog import api
+from nova_lazyimage.agent import errors
+from nova_lazyimage.agent import journal
+from nova_lazyimage.agent import mirrors
+
+LOG = logging.getLogger(__name__)
+
+PAUSE_SECONDS_MIN = 0.2
+PAUSE_SECONDS_MAX = 10.0
+PUBLISHES_MAX = 3
+
+
+class NotSealed:
+    """Stands for a sealed mirror after a restart: nothing is frozen."""
+
+    size_bytes = 0
+    chunks: tuple[int, ...] = ()
+
+    def publish(self) -> None:
+        """Nothing."""
+
+    def abandon(self) -> None:
+        """Nothing."""
+
+
+class Publisher:
+    """Publishes the COMMITs of this host."""
+
+    def __init__(
+        self, book: journal.Journal, repository: Callable[[], Any]
+    ) -> None:
+        self._journal = book
+        self._repository = repository
+
+    def publish(self, job: Any, root: str, session_id: str) -> None:
+        """Make the version; returns when the journal names it the parent."""
+        live = job.live
+        record = live.record
+        with live.lock:
+            commit = record.commit
+            commit.root = root
+            commit.stage = journal.Stage.PUBLISHING
+            if commit.image_id:
+                self._journal.save_image(
+                    journal.Image(commit.image_id, time.time())
+                )
+            self._journal.save(record)
+        for attempt in range(PUBLISHES_MAX):
+            try:
+                version = self._call(record, session_id)
+            except exceptions.CatalogUnavailable as exc:
+                LOG.warning(
+                    'The outcome of commit %s is unknown: %s',
+                    commit.commit_id,
+                    exc,
+                )
+                if self.landed(live, job.cancelled, job):
+                    return
+                if attempt == PUBLISHES_MAX - 1:
+                    raise
+            else:
+                self._stands(live, version, job)
+                return
+
+    def _call(self, record: journal.Record, session_id: str) -> api.Version:
+        commit, parent, base = record.commit, record.parent, record.base
+        assert commit and parent and base  # noqa: S101
+        image = None
+        if commit.image_id:
+            image = api.NewImage(
+                commit.image_id, commit.project_id, commit.name
+            )
+        return self._repository().catalog.publish(
+            record.blob_id,
+            epoch=record.epoch,
+            parent=parent.version,
+            commit_id=commit.commit_id,
+            root=commit.root,
+            size_bytes=commit.size_bytes,
+            session_id=session_id,
+            secret=record.secret,
+            image=image,
+            # The attach base is read as long as the mirror lives, and a
+            # blob that somebody named keeps its history.
+            drop_parent=bool(record.clone) and parent.version != base.version,
+        )
+
+    def landed(
+        self,
+        live: mirrors.Live,
+        cancelled: threading.Event,
+        job: Any = None,
+    ) -> bool:
+        """Whether the publish under way landed; waits for the catalog."""
+        record = live.record
+        commit = record.commit
+        assert commit is not None  # noqa: S101
+        pause_seconds = PAUSE_SECONDS_MIN
+        while True:
+            if cancelled.wait(pause_seconds):
+                raise errors.Cancelled('the disk was released')
+            pause_seconds = min(2 * pause_seconds, PAUSE_SECONDS_MAX)
+            try:
+                catalog = self._repository().catalog
+                epoch = catalog.claim(record.blob_id, record.secret)
+                with live.lock:
+                    record.epoch = epoch
+                    self._journal.save(record)
+                version = catalog.find_commit(record.blob_id, commit.commit_id)
+                break
+            except exceptions.CatalogUnavailable as exc:
+                LOG.debug('The catalog is still away: %s', exc)
+        if version is None:
+            return False
+        self._stands(live, version, job)
+        return True
+
+    def _stands(
+        self, live: mirrors.Live, version: api.Version, job: Any
+    ) -> None:
+        """The journal names the new parent, then the frozen bits go."""
+        with live.lock:
+            record = live.record
+            commit = record.commit
+            assert commit is not None  # noqa: S101
+            record.parent = journal.Point(version.number, version.root)
+            record.add_result(
+                journal.Result(
+                    commit_id=commit.commit_id,
+                    state='published',
+                    blob_id=record.blob_id,
+                    version=version.number,
+                    root=version.root,
+                    image_id=commit.image_id,
+                    total_bytes=commit.total_bytes,
+                    committed_bytes=(
+                        job.committed_bytes if job else commit.total_bytes
+                    ),
+                    statistics=job.statistics if job else {},
+                )
+            )
+            record.commit = None
+            self._journal.save(record)
+            if job is not None:
+                job.sealed.publish()
+
+    def mint(self, live: mirrors.Live, cancelled: threading.Event) -> None:
+        """Have the image's location made, and tell the client of it."""
+        record = live.record
+        with live.lock:
+            result = record.results[-1]
+        if not result.image_id:
+            return
+        pause_seconds = PAUSE_SECONDS_MIN
+        while True:
+            try:
+                location = self._repository().catalog.mint_location(
+                    result.image_id, 1
+                )
+                break
+            except exceptions.CatalogUnavailable as exc:
+                LOG.debug('The location cannot be minted yet: %s', exc)
+            if cancelled.wait(pause_seconds):
+                return
+            pause_seconds = min(2 * pause_seconds, PAUSE_SECONDS_MAX)
+        with live.lock:
+            result.location = location
+            self._journal.save(record)

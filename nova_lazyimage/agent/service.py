@@ -1,0 +1,297 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+"""The agent: its parts, the order in which they start and stop.
+
+Start: the state's lock, then the mount, then the agent's own user for good,
+then every disk of the journal, then readiness. None of it asks conductor,
+store or Keystone: a host that boots while they are away serves its disks.
+
+Stop: take no more requests, end COMMITs, flush every mirror, and leave; what
+is still parked ends with the process.
+"""
+
+import dataclasses
+import os
+import pathlib
+import threading
+import time
+from typing import Any
+
+from oslo_log import log as logging
+
+from lazyblob import exceptions
+from nova_lazyimage.agent import api
+from nova_lazyimage.agent import attachments
+from nova_lazyimage.agent import checks
+from nova_lazyimage.agent import commits
+from nova_lazyimage.agent import events
+from nova_lazyimage.agent import fetcher
+from nova_lazyimage.agent import host
+from nova_lazyimage.agent import journal
+from nova_lazyimage.agent import metrics
+from nova_lazyimage.agent import mirrors
+from nova_lazyimage.agent import releases
+from nova_lazyimage.agent import repositories
+from nova_lazyimage.agent import routes
+from nova_lazyimage.agent import state
+
+LOG = logging.getLogger(__name__)
+
+COMMITS_STOP_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What an agent is told; ``conf/agent.py`` explains each."""
+
+    chunk_store: str
+    catalog: str
+    host: str
+    state_directory: str
+    run_directory: str
+    mount_root: str
+    socket: str
+    transport_url: str | None = None
+    user: str = ''
+    socket_group: str = ''
+    metrics_address: str = ''
+    cache_bytes: int = 10 * 1024**3
+    engine_threads: int = 0
+    fetch_threads: int = 8
+    guest_fetch_threads: int = 4
+    upload_threads: int = 2
+    fetch_timeout_seconds: int = 0
+    on_full: str = 'hold'
+
+
+class Agent:
+    """One agent.
+
+    :param engine_class: ``nova_lazyimage._mirror.Engine``, or a test's
+    """
+
+    def __init__(
+        self, settings: Settings, engine_class: Any, connect: Any = None
+    ) -> None:
+        if settings.guest_fetch_threads > settings.fetch_threads:
+            raise exceptions.InvalidConfiguration(
+                f'[agent] guest_fetch_threads is '
+                f'"{settings.guest_fetch_threads}" and [agent] fetch_threads '
+                f'"{settings.fetch_threads}"; reserve at most all of them'
+            )
+        self._settings = settings
+        self._engine_class = engine_class
+        self.host = settings.host
+        self.pid = os.getpid()
+        self.ready = threading.Event()
+        self.stopping = threading.Event()
+        self.folders = state.Folders(
+            pathlib.Path(settings.state_directory),
+            pathlib.Path(settings.run_directory),
+            pathlib.Path(settings.mount_root),
+        )
+        self.findings: list[str] = []
+        self._user = host.User(settings.user)
+        self._gid = host.group_id(settings.socket_group)
+        self._lock = state.Lock(self.folders)
+        self._repository = repositories.Connection(
+            settings.chunk_store,
+            settings.catalog,
+            settings.transport_url,
+            self.folders.journal / 'repository',
+            connect,
+        )
+        self.chunk_store = self._repository.shown
+        self.metrics = metrics.Metrics()
+        self.engine: Any = None
+        self._threads: list[threading.Thread] = []
+
+    def repository_uuid(self) -> str:
+        """'' until the catalog answered for the first time."""
+        return self._repository.uuid
+
+    # Start
+
+    def start(self) -> None:
+        """Serve.
+
+        :raises Locked: another agent owns the state directory
+        :raises InvalidConfiguration: an option cannot work
+        """
+        host.prepare(self.folders, self._user, self._gid)
+        with self._user.in_effect():
+            self._lock.acquire()
+            self.folders.sweep()
+        self._check()
+        host.become_io_flusher()
+        book = journal.Journal(self.folders)
+        with self._user.in_effect():
+            self.engine = self._open_engine(book)
+        self.engine.mount(str(self.folders.mount_root))
+        self._assemble(book)
+        server = api.Server(
+            self._settings.socket, routes.Routes(self).table(), self._gid
+        )
+        if self._user.changes:
+            os.chown(self._settings.socket, self._user.uid, -1)
+        self._server = server
+        self._load_repository()
+        self._user.become()
+        self._server.start()
+        self._serve(book)
+        self.ready.set()
+        LOG.info(
+            'Ready: %d disks below %s',
+            len(self.attachments.table.all()),
+            self.folders.mount_root,
+        )
+        host.notify(f'READY=1\nMAINPID={self.pid}')
+
+    def _load_repository(self) -> None:
+        """Its modules, as whoever starts us may read them; asks nobody.
+
+        One that cannot be loaded stands against attaching, and not against
+        the disks that are attached.
+        """
+        try:
+            self._repository()
+        except exceptions.LazyBlobError as exc:
+            LOG.error('No disk can be attached: %s', exc)
+
+    def _check(self) -> None:
+        found = checks.of_host(
+            self.folders.mount_root, self.folders.run, self._settings.socket
+        )
+        for finding in found:
+            if finding.level is checks.Level.FAILURE:
+                raise exceptions.InvalidConfiguration(finding.message)
+            if finding.level is checks.Level.WARNING:
+                LOG.warning('%s', finding.message)
+        self.findings = [f.message for f in found if not f.good]
+
+    def _open_engine(self, book: journal.Journal) -> Any:
+        settings = self._settings
+        more: dict[str, Any] = {}
+        if settings.engine_threads:
+            more['threads'] = settings.engine_threads
+        return self._engine_class(
+            cache_directory=str(self.folders.cache),
+            cache_bytes=settings.cache_bytes,
+            session_id=book.session_id(host.boot_id()),
+            fetch_timeout_seconds=float(settings.fetch_timeout_seconds),
+            on_full=settings.on_full,
+            **more,
+        )
+
+    def _assemble(self, book: journal.Journal) -> None:
+        settings = self._settings
+        files = mirrors.Files(self.folders)
+        self.attachments = attachments.Attachments(
+            book, files, self.engine, self._repository
+        )
+        self.commits = commits.Commits(
+            book,
+            files,
+            self._repository,
+            settings.host,
+            settings.upload_threads,
+        )
+        self.releases = releases.Releases(
+            self.attachments,
+            self.commits,
+            book,
+            self.engine,
+            self._repository,
+            self.folders,
+        )
+        self.fetcher = fetcher.Fetcher(
+            self.engine,
+            self._repository,
+            threads=settings.fetch_threads,
+            guest_threads=settings.guest_fetch_threads,
+            observe=self.metrics.observe_fetch,
+        )
+        self.events = events.Events(self.engine, self.attachments)
+
+    def _serve(self, book: journal.Journal) -> None:
+        self.events.start()
+        self.fetcher.start()
+        gone = set(self.releases.tombstoned())
+        for record in self.attachments.load():
+            attached = record.state is journal.State.ATTACHED
+            if attached and record.instance not in gone:
+                self.commits.recover(self.attachments.restore(record))
+            else:
+                self.releases.free(record)
+        for instance in gone:
+            self.releases.settle(instance)
+        self.findings += book.damaged
+        self.metrics.watch(self._figures)
+        if self._settings.metrics_address:
+            self.metrics.serve(self._settings.metrics_address)
+        for target, name in (
+            (self.releases.run, 'reconcile'),
+            (self._repository.greet, 'greet'),
+        ):
+            thread = threading.Thread(
+                target=target, args=(self.stopping,), name=name, daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+
+    def _figures(self) -> dict[str, Any]:
+        described = [
+            self.attachments.describe(live)
+            for live in self.attachments.table.all()
+        ]
+        return {
+            'engine': self.engine.statistics(),
+            'mirrors': described,
+            'failures': dict(self.fetcher.failures),
+            'fetched_bytes': self.fetcher.fetched_bytes,
+            'store_away': self.fetcher.alarm.raised,
+            'commits': self.commits.counts,
+            'uploaded_bytes': self.commits.uploaded_bytes,
+            'releasing': sum(
+                record.state is journal.State.RELEASING
+                for record in self.attachments.records()
+            ),
+            'alarms': self.events.alarms,
+        }
+
+    # Stop
+
+    def stop(self) -> None:
+        """End in order.
+
+        Afterwards every flushed and acknowledged write is in the deltas, and
+        the mount is gone if that is ours to do.
+        """
+        started = time.monotonic()
+        host.notify('STOPPING=1')
+        self.ready.clear()
+        self.stopping.set()
+        self.releases.wake()
+        self._server.stop()
+        self.commits.stop(self.attachments.table.all(), COMMITS_STOP_SECONDS)
+        try:
+            self.engine.stop()
+        except OSError as exc:
+            LOG.error('A disk was not flushed at the stop: %s', exc)
+        self.fetcher.stop()
+        self.events.stop()
+        try:
+            self.engine.unmount()
+        except OSError as exc:
+            LOG.info('The mount stays for the next agent: %s', exc)
+        self._lock.release()
+        LOG.info('Stopped within %.1f s', time.monotonic() - started)

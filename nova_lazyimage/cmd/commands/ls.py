@@ -1,0 +1,49 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+"""``lazyimage ls``: the blobs."""
+
+import argparse
+from typing import Any
+
+from nova_lazyimage.cmd import console
+
+COLUMNS = ('name', 'id', 'kind', 'version', 'size_bytes', 'origin', 'created')
+
+
+def register(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        'ls', help='list the blobs', description='List the blobs.'
+    )
+    console.add_format(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    catalog = console.connect(arguments).catalog
+    rows = []
+    for blob in catalog.list_blobs():
+        versions = catalog.versions(blob.id)
+        if not versions:
+            continue  # Left behind by an import that died at its end.
+        origin = f'{blob.origin}@{blob.origin_version}' if blob.origin else ''
+        rows.append(
+            {
+                'name': blob.name,
+                'id': blob.id,
+                'kind': str(blob.kind),
+                'version': blob.head,
+                'size_bytes': versions[-1].size_bytes,
+                'origin': origin,
+                'created': blob.created_at,
+            }
+        )
+    console.show_rows(arguments, COLUMNS, rows)

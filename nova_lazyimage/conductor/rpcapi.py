@@ -1,0 +1,268 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+"""The catalog as seen by those who hold no database credentials.
+
+:class:`RpcCatalog` implements the whole interface of the catalog by asking a
+conductor; it is the only caller of the conductor's RPC, and
+``manager.py`` the only server. Agents use it, and glance-api may: nothing is
+imported but oslo.messaging, oslo.config and lazyblob.
+
+A call has a time-out, and whoever gets none within it learns that the catalog
+is away and not what became of the call: every call may be repeated, a publish
+only as contract 21 says. Nothing is repeated here.
+"""
+
+import threading
+from typing import Any
+
+import oslo_messaging
+from oslo_config import cfg
+
+from lazyblob import exceptions
+from lazyblob import urls
+from lazyblob.catalog import api
+from nova_lazyimage.conductor import plain
+
+TOPIC = 'lazyimage-conductor'
+# Not the process's: glance-api has another one by default than an agent.
+EXCHANGE = 'lazyimage'
+TIMEOUT_SECONDS = 30
+
+
+class RpcCatalog(api.Catalog):
+    """The catalog, over oslo.messaging.
+
+    Version history of the RPC interface:
+
+    * 1.0 - the catalog of the first release
+
+    :param url: ``rpc://``: the process's transport
+    :param transport_url: another one
+    :param conf: oslo.config's; default: the process's
+    """
+
+    VERSION = '1.0'
+
+    def __init__(
+        self,
+        url: str = 'rpc://',
+        *,
+        transport_url: str | None = None,
+        conf: cfg.ConfigOpts | None = None,
+        timeout_seconds: int | None = None,
+    ) -> None:
+        if url.rstrip('/') != 'rpc:':
+            raise exceptions.InvalidConfiguration(
+                f'catalog "{urls.masked(url)}" must be "rpc://"; the '
+                'conductor\'s address is [DEFAULT] transport_url'
+            )
+        self._conf = conf or cfg.CONF
+        self._transport_url = transport_url
+        self._timeout_seconds = timeout_seconds
+        self._mutex = threading.Lock()
+        self._transport: Any = None
+        self._client: Any = None
+        self._info: api.RepositoryInfo | None = None
+
+    # The catalog
+
+    def repository(self) -> api.RepositoryInfo:
+        if self._info is None:
+            self._info = self._call('repository')
+        return self._info
+
+    def begin_session(self, owner: str, session_id: str) -> None:
+        self._call('begin_session', owner=owner, session_id=session_id)
+
+    def end_session(self, session_id: str) -> None:
+        self._call('end_session', session_id=session_id)
+
+    def create(
+        self,
+        blob_id: str,
+        *,
+        kind: api.Kind,
+        project_id: str,
+        chunk_size_bytes: int,
+        name: str = '',
+    ) -> api.Blob:
+        return self._call(
+            'create',
+            blob_id=blob_id,
+            kind=kind,
+            project_id=project_id,
+            chunk_size_bytes=chunk_size_bytes,
+            name=name,
+        )
+
+    def get(self, blob_id: str) -> api.Blob:
+        return self._call('get', blob_id=blob_id)
+
+    def find(self, name: str) -> api.Blob:
+        return self._call('find', name=name)
+
+    def list_blobs(self) -> list[api.Blob]:
+        return self._call('list_blobs')
+
+    def version(self, blob_id: str, number: int | None = None) -> api.Version:
+        return self._call('version', blob_id=blob_id, number=number)
+
+    def versions(self, blob_id: str) -> list[api.Version]:
+        return self._call('versions', blob_id=blob_id)
+
+    def clone(
+        self,
+        source: str,
+        number: int | None,
+        *,
+        blob_id: str,
+        kind: api.Kind,
+        project_id: str,
+        name: str = '',
+    ) -> api.Version:
+        return self._call(
+            'clone',
+            source=source,
+            number=number,
+            blob_id=blob_id,
+            kind=kind,
+            project_id=project_id,
+            name=name,
+        )
+
+    def claim(self, blob_id: str, secret: str) -> int:
+        return self._call('claim', blob_id=blob_id, secret=secret)
+
+    def publish(
+        self,
+        blob_id: str,
+        *,
+        epoch: int,
+        parent: int,
+        commit_id: str,
+        root: str,
+        size_bytes: int,
+        session_id: str,
+        secret: str = '',
+        image: api.NewImage | None = None,
+        drop_parent: bool = False,
+    ) -> api.Version:
+        return self._call(
+            'publish',
+            blob_id=blob_id,
+            epoch=epoch,
+            parent=parent,
+            commit_id=commit_id,
+            root=root,
+            size_bytes=size_bytes,
+            session_id=session_id,
+            secret=secret,
+            image=image,
+            drop_parent=drop_parent,
+        )
+
+    def find_commit(self, blob_id: str, commit_id: str) -> api.Version | None:
+        return self._call('find_commit', blob_id=blob_id, commit_id=commit_id)
+
+    def activate(self, blob_id: str) -> None:
+        self._call('activate', blob_id=blob_id)
+
+    def delete(
+        self, blob_id: str, *, project_id: str | None = None, secret: str = ''
+    ) -> None:
+        self._call(
+            'delete', blob_id=blob_id, project_id=project_id, secret=secret
+        )
+
+    def delete_version(self, blob_id: str, number: int) -> None:
+        self._call('delete_version', blob_id=blob_id, number=number)
+
+    def mint_location(
+        self, blob_id: str, number: int, secret: str = ''
+    ) -> str:
+        return self._call(
+            'mint_location', blob_id=blob_id, number=number, secret=secret
+        )
+
+    def check_location(self, url: str) -> api.Version:
+        return self._call('check_location', url=url)
+
+    def close(self) -> None:
+        with self._mutex:
+            transport, self._transport = self._transport, None
+            self._client = None
+        if transport is not None:
+            transport.cleanup()
+
+    # The call
+
+    def _connected(self) -> Any:
+        with self._mutex:
+            if self._client is None:
+                try:
+                    self._transport = oslo_messaging.get_rpc_transport(
+                        self._conf, url=self._transport_url
+                    )
+                except (
+                    oslo_messaging.DriverLoadFailure,
+                    oslo_messaging.InvalidTransportURL,
+                ) as exc:
+                    raise exceptions.InvalidConfiguration(
+                        f'no conductor can be asked: {exc}; correct '
+                        '[DEFAULT] transport_url'
+                    ) from exc
+                self._client = oslo_messaging.get_rpc_client(
+                    self._transport,
+                    oslo_messaging.Target(
+                        exchange=EXCHANGE, topic=TOPIC, version=self.VERSION
+                    ),
+                    timeout=self._patience(),
+                    version_cap=self.VERSION,
+                )
+            return self._client
+
+    def _patience(self) -> int:
+        if self._timeout_seconds is not None:
+            return self._timeout_seconds
+        try:
+            return self._conf.conductor.timeout_seconds
+        except cfg.NoSuchOptError:
+            return TIMEOUT_SECONDS
+
+    def _call(self, operation: str, **arguments: Any) -> Any:
+        client = self._connected()
+        try:
+            answer = client.call(
+                {},
+                'catalog',
+                operation=operation,
+                arguments=plain.encode(arguments),
+            )
+        except (
+            oslo_messaging.MessagingTimeout,
+            oslo_messaging.MessageDeliveryFailure,
+        ) as exc:
+            raise exceptions.CatalogUnavailable(
+                f'the conductor did not answer "{operation}"; see that '
+                'lazyimage-conductor runs and that [DEFAULT] transport_url '
+                'is right'
+            ) from exc
+        except oslo_messaging.RemoteError as exc:
+            raise exceptions.CatalogUnavailable(
+                f'the conductor could not answer "{operation}": '
+                f'{exc.exc_type}: {exc.value}; see its log'
+            ) from exc
+        except oslo_messaging.MessagingException as exc:
+            raise exceptions.CatalogUnavailable(
+                f'the conductor cannot be asked "{operation}": {exc}'
+            ) from exc
+        return plain.answer(answer)

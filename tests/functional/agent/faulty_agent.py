@@ -1,0 +1,93 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+"""``lazyimage-agent`` whose store and catalog fail when a test says so.
+
+The agent is the real one; only what it connects to is wrapped. Files in the
+folder ``$AGENT_FAULTS`` are the test's words:
+
+``store-away``
+    every fetch and every put fails as a store does that is not reached
+``catalog-away``
+    every call fails before it is made
+``catalog-mute``
+    the next publish is done and its answer lost, and so is every call until
+    the file is gone
+``store-slow``
+    every put takes as many seconds as the file says
+"""
+
+import os
+import pathlib
+import sys
+import time
+
+from lazyblob import exceptions
+from lazyblob import repository
+from nova_lazyimage.cmd import agent
+
+FAULTS = pathlib.Path(os.environ['AGENT_FAULTS'])
+
+
+def is_told(name):
+    return (FAULTS / name).exists()
+
+
+class Wrapped:
+    def __init__(self, inner):
+        self._inner = inner
+
+    def __getattr__(self, name):
+        found = getattr(self._inner, name)
+        if name.startswith('_') or not callable(found):
+            return found
+
+        def call(*args, **kwargs):
+            return self._call(name, found, args, kwargs)
+
+        return call
+
+
+class Store(Wrapped):
+    def _call(self, name, method, args, kwargs):
+        if is_told('store-away'):
+            raise exceptions.TemporaryStoreError('told to be away')
+        if name == 'put' and is_told('store-slow'):
+            time.sleep(float((FAULTS / 'store-slow').read_text()))
+        return method(*args, **kwargs)
+
+
+class Catalog(Wrapped):
+    def _call(self, name, method, args, kwargs):
+        if is_told('catalog-away'):
+            raise exceptions.CatalogUnavailable('told to be away')
+        if is_told('catalog-mute') and name in ('publish', 'claim'):
+            if name == 'publish':
+                method(*args, **kwargs)
+            raise exceptions.CatalogUnavailable('told to be mute')
+        return method(*args, **kwargs)
+
+
+def main():
+    connect = repository.connect
+
+    def connect_wrapped(*args, **kwargs):
+        found = connect(*args, **kwargs)
+        return repository.Repository(
+            Store(found.store), Catalog(found.catalog)
+        )
+
+    repository.connect = connect_wrapped
+    sys.exit(agent.main())
+
+
+if __name__ == '__main__':
+    main()

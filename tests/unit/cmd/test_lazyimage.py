@@ -1,0 +1,266 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+"""The command for people."""
+
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from nova_lazyimage.cmd import console
+from nova_lazyimage.cmd import lazyimage
+
+CHUNK = 524288
+DATA = random.Random(1).randbytes(CHUNK) + bytes(3 * CHUNK) + b'tail'
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run a command; answers its exit status, output and errors."""
+    url = (tmp_path / 'repository').as_uri()
+    monkeypatch.setenv(console.ENVIRONMENT, url)
+
+    def running(*arguments):
+        status = lazyimage.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return running
+
+
+@pytest.fixture
+def made(run, tmp_path):
+    """A repository with one image, ``debian``."""
+    path = tmp_path / 'disk.raw'
+    path.write_bytes(DATA)
+    assert run('init')[0] == 0
+    assert run('import', path, '--name', 'debian')[0] == 0
+    return run
+
+
+def answer(result):
+    status, out, err = result
+    assert (status, err) == (0, '')
+    return json.loads(out)
+
+
+def refused(result):
+    """The one line that says why."""
+    status, out, err = result
+    assert (status, out) == (1, '')
+    assert err.startswith('lazyimage: ')
+    assert err.count('\n') == 1
+    return err
+
+
+def test_an_image_goes_in_and_comes_out(made, tmp_path):
+    out = tmp_path / 'out.raw'
+    assert made('export', 'debian', out) == (0, '', '')
+    assert out.read_bytes() == DATA
+
+
+def test_what_is_stored_is_listed(made):
+    status, out, _ = made('ls')
+    assert status == 0
+    assert re.match(r'NAME +ID +KIND +VERSION +SIZE', out)
+    assert re.search(r'debian .* image +1 +2\.0 MiB', out)
+    (row,) = answer(made('ls', '-f', 'json'))
+    assert row['size_bytes'] == len(DATA)
+    shown = answer(made('show', 'debian', '-f', 'json'))
+    assert shown['versions'][0]['size_bytes'] == len(DATA)
+    assert 'chunk size' in made('show', row['id'])[1]
+
+
+def test_an_import_tells_what_it_did(made, tmp_path):
+    told = answer(
+        made('import', tmp_path / 'disk.raw', '--name', 'again', '-f', 'json')
+    )
+    assert told['shared_bytes'] == 2 * CHUNK
+    assert told['hole_bytes'] == 3 * CHUNK
+    assert told['new_bytes'] == 0
+
+
+def test_a_clone_shares_everything(made):
+    clone = answer(made('clone', 'debian@1', '--name', 'c', '-f', 'json'))
+    assert clone['size_bytes'] == len(DATA)
+    assert answer(made('diff', 'debian', 'c', '-f', 'json')) == []
+    assert made('delete', 'debian')[0] == 0
+    assert [row['name'] for row in answer(made('ls', '-f', 'json'))] == ['c']
+    assert made('verify')[0] == 0
+
+
+def test_differences_are_ranges(made, tmp_path):
+    other = tmp_path / 'other.raw'
+    other.write_bytes(b'x' * CHUNK + b'y' * CHUNK + b'z' * CHUNK)
+    made('import', other, '--name', 'other')
+    found = answer(made('diff', 'debian', 'other', '-f', 'json'))
+    assert found == [
+        {'offset': 0, 'length_bytes': CHUNK, 'change': 'changed'},
+        {'offset': CHUNK, 'length_bytes': 2 * CHUNK, 'change': 'added'},
+        {'offset': 4 * CHUNK, 'length_bytes': CHUNK, 'change': 'removed'},
+    ]
+
+
+def test_damage_is_found_and_told(made, tmp_path):
+    chunks = tmp_path / 'repository' / 'chunks'
+    largest = max(
+        (p for p in chunks.rglob('*') if p.is_file()),
+        key=lambda p: p.stat().st_size,
+    )
+    data = bytearray(largest.read_bytes())
+    data[1000] ^= 1
+    largest.write_bytes(data)
+    status, out, err = made('verify', 'debian')
+    assert status == 1
+    assert re.search(r'debian +1 +2 +1', out)
+    assert f'bytes 0 to {CHUNK - 1}' in err
+    assert largest.name in err
+
+
+def test_initialising_twice_is_harmless(made):
+    first = answer(made('init', '-f', 'json'))
+    assert answer(made('init', '-f', 'json')) == first
+
+
+def test_a_qcow2_is_stored_as_its_content(made, tmp_path):
+    if not shutil.which('qemu-img'):
+        pytest.skip('qemu-img is not installed; install qemu-utils')
+    path = tmp_path / 'disk.qcow2'
+    subprocess.run(
+        ['qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', '-c']
+        + [tmp_path / 'disk.raw', path],
+        check=True,
+    )
+    for number, given in enumerate(('qcow2', 'auto')):
+        name = f'converted-{number}'
+        told = answer(
+            made(
+                *('import', path, '--name', name, '--format', given),
+                *('-f', 'json'),
+            )
+        )
+        # qemu-img rounds up to a sector.
+        assert told['size_bytes'] == -(-len(DATA) // 512) * 512
+        assert told['new_bytes'] == 0
+    # Bytes that may be a guest's are never probed on the quiet.
+    err = refused(made('import', path, '--name', 'what'))
+    assert '--format qcow2' in err
+    assert made('import', path, '--name', 'raw', '--format', 'raw')[0] == 0
+
+
+def test_a_qcow2_that_points_at_other_files_is_refused(made, tmp_path):
+    if not shutil.which('qemu-img'):
+        pytest.skip('qemu-img is not installed; install qemu-utils')
+    path = tmp_path / 'overlay.qcow2'
+    subprocess.run(
+        ['qemu-img', 'create', '-q', '-f', 'qcow2', '-F', 'raw', '-b']
+        + [tmp_path / 'disk.raw', path],
+        check=True,
+    )
+    result = made('import', path, '--name', 'x', '--format', 'qcow2')
+    assert 'another file' in refused(result)
+
+
+def test_without_qemu_img_one_is_told_so(made, tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    path = tmp_path / 'disk.raw'
+    result = made('import', path, '--name', 'x', '--format', 'qcow2')
+    assert 'qemu-utils' in refused(result)
+    assert made('import', path, '--name', 'x')[0] == 0
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'reason'),
+    [
+        (['show', 'nix'], 'no blob "nix"'),
+        (['export', 'debian@7', 'x'], 'no version 7'),
+        (['import', '/nix', '--name', 'x'], '"/nix"'),
+        (['import', '{disk}', '--name', 'debian'], '"debian" is used'),
+        (['export', 'debian', '{disk}'], '--force'),
+        (['delete', 'debian@1'], 'newest'),
+        (['import', '{disk}', '--name', 'x', '--chunk-size', '5'], '"5"'),
+        (['init', '--dedupe-scope', 'project'], 'dedupe scope'),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(made, tmp_path, arguments, reason):
+    disk = str(tmp_path / 'disk.raw')
+    result = made(*(a.replace('{disk}', disk) for a in arguments))
+    assert reason in refused(result)
+
+
+def test_a_repository_must_be_named(run, monkeypatch):
+    monkeypatch.delenv(console.ENVIRONMENT)
+    monkeypatch.setattr(console, 'CONFIG_FILE', '/nix/lazyimage.conf')
+    assert console.ENVIRONMENT in refused(run('ls'))
+
+
+def test_a_repository_that_is_not_there_is_not_made(run, tmp_path):
+    assert 'lazyimage init' in refused(run('ls'))
+    assert not (tmp_path / 'repository').exists()
+
+
+def test_the_configuration_file_names_the_repository(
+    made, tmp_path, monkeypatch
+):
+    folder = tmp_path / 'repository'
+    path = tmp_path / 'lazyimage.conf'
+    path.write_text(
+        f'[repository]\n'
+        f'chunk_store = file://{folder}/chunks\n'
+        f'catalog = sqlite:///{folder}/catalog.sqlite\n'
+    )
+    monkeypatch.delenv(console.ENVIRONMENT)
+    (row,) = answer(made('--config-file', path, 'ls', '-f', 'json'))
+    assert row['name'] == 'debian'
+    (row,) = answer(made('--repository', folder, 'ls', '-f', 'json'))
+    assert row['name'] == 'debian'
+
+
+def test_a_blob_that_is_attached_is_deleted_only_by_force(made, tmp_path):
+    from lazyblob import repository
+
+    repo = repository.Repository.url((tmp_path / 'repository').as_uri())
+    repo.catalog.claim(repo.catalog.find('debian').id, 'secret')
+    assert 'attached' in refused(made('delete', 'debian'))
+    assert made('delete', 'debian', '--force') == (0, '', '')
+
+
+def test_standard_input_and_output_are_files_too(made, tmp_path):
+    command = [sys.executable, '-m', 'nova_lazyimage.cmd.lazyimage']
+    subprocess.run(
+        [*command, 'import', '-', '--name', 'piped'], input=DATA, check=True
+    )
+    done = subprocess.run(
+        [*command, 'export', 'piped', '-'], capture_output=True, check=True
+    )
+    assert done.stdout == DATA
+
+
+@pytest.mark.parametrize(
+    'command', [None, *(m.rpartition('.')[2] for m in lazyimage.MODULES)]
+)
+def test_every_command_explains_itself(command, capsys):
+    name = {'import_image': 'import'}.get(command, command)
+    with pytest.raises(SystemExit) as caught:
+        lazyimage.main([name, '--help'] if name else ['--help'])
+    assert caught.value.code == 0
+    assert 'usage: lazyimage' in capsys.readouterr().out
+
+
+def test_names_may_hold_an_at_sign():
+    assert console.split('me@home') == ('me@home', None)
+    assert console.split('me@home@12') == ('me@home', 12)
+    assert console.split('debian') == ('debian', None)
