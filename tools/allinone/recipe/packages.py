@@ -1,0 +1,23 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+"""Prints what the checkout's parts need, one requirement a line."""
+
+import pathlib
+import sys
+import tomllib
+
+extras = sys.argv[1:]
+project = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['project']
+for line in pathlib.Path('requirements.txt').read_text().splitlines():
+    print(line.partition('#')[0].strip())
+for extra in extras:
+    print('\n'.join(project['optional-dependencies'].get(extra, [])))
