@@ -1,0 +1,379 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+"""Compare contenders fairly: interleaved in rounds, as ratios, with spread.
+
+A machine changes while it is measured. So every round runs every contender
+once, in an order drawn anew; a ratio is formed within each round, where both
+sides met the same machine; and the median of those ratios is compared with
+the goal. From fewer rounds than the bench asks for nothing is reported: the
+run ends with ``TooFewRounds``, as it does when a contender fails.
+
+Ratios are improvements, whatever the metric: 2.0 is twice as good as the
+baseline, be it half the time or twice the operations.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+Measurements = dict[str, float]
+
+CPU = 'cpu_seconds'
+ROUNDS_MIN = 3
+
+
+class TooFewRounds(Exception):
+    """Not enough was measured to say anything."""
+
+
+class Missing(Exception):
+    """A program, module or device that the bench needs is not there."""
+
+
+class Contender(Protocol):
+    """One of those compared."""
+
+    name: str
+
+    def prepare(self) -> None:
+        """Once, before the first round; nothing of it is measured."""
+
+    def run(self) -> Measurements:
+        """One round.
+
+        ``cpu_seconds`` may be among them, for work done in processes that are
+        not children; else it is measured here.
+        """
+
+    def cleanup(self) -> None:
+        """Once, after the last round, also when prepare or run failed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """What is measured, and which way is better."""
+
+    name: str
+    unit: str
+    better: str = 'lower'  # or 'higher'
+
+    def improvement(self, value: float, baseline: float) -> float:
+        """How many times better the value is than the baseline."""
+        better, worse = (
+            (value, baseline) if self.better == 'higher' else (baseline, value)
+        )
+        return better / worse if worse else math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """At least so many times as good as the baseline."""
+
+    metric: str
+    contender: str
+    at_least: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """A comparison: who, what is measured, against whom, with which goals.
+
+    :param contenders: makes them; gets the folder they may use
+    :param rounds: how many are run unless more are asked for; also the least
+        from which anything is reported
+    """
+
+    name: str
+    summary: str
+    metrics: Sequence[Metric]
+    baseline: str
+    contenders: Callable[[pathlib.Path], Sequence[Contender]]
+    goals: Sequence[Goal] = ()
+    rounds: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What the rounds say of one metric of one contender."""
+
+    metric: Metric
+    contender: str
+    median: float
+    spread: float  # (largest - smallest) / median
+    ratio: float | None  # None for the baseline itself
+    cpu_seconds: float
+    goal: float | None = None
+
+    @property
+    def is_met(self) -> bool | None:
+        if self.goal is None or self.ratio is None:
+            return None
+        return self.ratio >= self.goal
+
+
+Rounds = list[dict[str, Measurements]]
+
+
+def _cpu_seconds() -> float:
+    used = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        usage = resource.getrusage(who)
+        used += usage.ru_utime + usage.ru_stime
+    return used
+
+
+def measure(
+    contenders: Sequence[Contender],
+    rounds: int,
+    *,
+    tell: Callable[[str], None] = print,
+    order: random.Random | None = None,
+) -> Rounds:
+    """Run every contender once a round, in an order drawn for each round.
+
+    Whoever was prepared is cleaned up, whatever happens.
+    """
+    order = order or random.Random()
+    found: Rounds = []
+    with contextlib.ExitStack() as stack:
+        for contender in contenders:
+            tell(f'preparing {contender.name}')
+            stack.callback(contender.cleanup)
+            contender.prepare()
+        for number in range(1, rounds + 1):
+            results = {}
+            for contender in order.sample(list(contenders), len(contenders)):
+                cpu, start = _cpu_seconds(), time.monotonic()
+                measurements = dict(contender.run())
+                measurements.setdefault(CPU, _cpu_seconds() - cpu)
+                results[contender.name] = measurements
+                tell(
+                    f'round {number} of {rounds}: {contender.name}, '
+                    f'{time.monotonic() - start:.1f} s'
+                )
+            found.append(results)
+    return found
+
+
+def evaluate(bench: Bench, rounds: Rounds) -> list[Row]:
+    """The rows of the table.
+
+    :raises TooFewRounds: nothing may be said from so little
+    """
+    if len(rounds) < max(bench.rounds, ROUNDS_MIN):
+        raise TooFewRounds(
+            f'{bench.name}: {len(rounds)} rounds were measured; it takes '
+            f'{max(bench.rounds, ROUNDS_MIN)} to report anything'
+        )
+    goals = {(goal.metric, goal.contender): goal for goal in bench.goals}
+    names = list(rounds[0])
+    rows = []
+    for metric in bench.metrics:
+        for name in [bench.baseline] + sorted(set(names) - {bench.baseline}):
+            values = [
+                result[name][metric.name]
+                for result in rounds
+                if metric.name in result[name]
+            ]
+            if not values:
+                continue  # this contender has no such thing
+            if len(values) != len(rounds):
+                raise TooFewRounds(
+                    f'{bench.name}: {name} measured "{metric.name}" in only '
+                    f'{len(values)} of {len(rounds)} rounds'
+                )
+            median = statistics.median(values)
+            ratio = None
+            if name != bench.baseline:
+                ratio = statistics.median(
+                    metric.improvement(
+                        result[name][metric.name],
+                        result[bench.baseline][metric.name],
+                    )
+                    for result in rounds
+                )
+            goal = goals.pop((metric.name, name), None)
+            rows.append(
+                Row(
+                    metric,
+                    name,
+                    median,
+                    (max(values) - min(values)) / median if median else 0.0,
+                    ratio,
+                    statistics.median(r[name][CPU] for r in rounds),
+                    goal.at_least if goal else None,
+                )
+            )
+    if goals:
+        raise TooFewRounds(
+            f'{bench.name}: nothing was measured for the goals '
+            + ', '.join(f'{metric} of {name}' for metric, name in goals)
+        )
+    return rows
+
+
+def _figure(value: float) -> str:
+    return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
+
+
+def table(bench: Bench, rows: Iterable[Row], rounds: int) -> str:
+    """The rows, for people."""
+    lines = [
+        (
+            'metric',
+            'contender',
+            'median',
+            'spread',
+            'ratio',
+            'CPU s',
+            'goal',
+            '',
+        )
+    ]
+    for row in rows:
+        verdict = {None: '', True: 'met', False: 'NOT MET'}[row.is_met]
+        lines.append(
+            (
+                f'{row.metric.name} [{row.metric.unit}]',
+                row.contender,
+                _figure(row.median),
+                f'{row.spread:.0%}',
+                '-' if row.ratio is None else f'{row.ratio:.2f}',
+                f'{row.cpu_seconds:.2f}',
+                '' if row.goal is None else f'>= {row.goal:g}',
+                verdict,
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = []
+    for line in lines:
+        cells = [
+            cell.ljust(width) if index < 2 else cell.rjust(width)
+            for index, (cell, width) in enumerate(
+                zip(line, widths, strict=True)
+            )
+        ]
+        text.append('  '.join(cells).rstrip())
+    return '\n'.join(
+        [
+            f'{bench.name}: {bench.summary}',
+            f'{rounds} interleaved rounds; ratio: times as good as '
+            f'{bench.baseline}',
+            '',
+            text[0],
+            '-' * len(text[0]),
+            *text[1:],
+        ]
+    )
+
+
+def _machine() -> dict[str, Any]:
+    model = ''
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                model = line.partition(':')[2].strip()
+                break
+    pages = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return {
+        'processor': model,
+        'processors': len(os.sched_getaffinity(0)),
+        'memory_bytes': pages,
+        'kernel': platform.release(),
+        'python': platform.python_version(),
+    }
+
+
+def _commit() -> str:
+    with contextlib.suppress(OSError):
+        done = subprocess.run(
+            ['git', 'describe', '--always', '--dirty', '--abbrev=12'],
+            cwd=pathlib.Path(__file__).parent,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.strip()
+    return ''
+
+
+def save(
+    bench: Bench, rows: Iterable[Row], rounds: Rounds, folder: pathlib.Path
+) -> pathlib.Path:
+    """Write ``<name>.json`` with all that was measured; its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f'{bench.name}.json'
+    content = {
+        'format': 1,
+        'name': bench.name,
+        'summary': bench.summary,
+        'baseline': bench.baseline,
+        'commit': os.environ.get('LAZYIMAGE_COMMIT') or _commit(),
+        'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+        'machine': _machine(),
+        'rows': [
+            {
+                'metric': row.metric.name,
+                'unit': row.metric.unit,
+                'better': row.metric.better,
+                'contender': row.contender,
+                'median': row.median,
+                'spread': row.spread,
+                'ratio': row.ratio,
+                'cpu_seconds': row.cpu_seconds,
+                'goal': row.goal,
+                'met': row.is_met,
+            }
+            for row in rows
+        ],
+        'rounds': rounds,
+    }
+    temporary = path.with_suffix('.json.tmp')
+    temporary.write_text(json.dumps(content, indent=1) + '\n')
+    temporary.replace(path)
+    return path
+
+
+def run(
+    bench: Bench,
+    *,
+    work: pathlib.Path,
+    results: pathlib.Path,
+    rounds: int | None = None,
+    tell: Callable[[str], None] = print,
+) -> bool:
+    """Measure, print, save; whether all goals were met.
+
+    :raises TooFewRounds: before anything is measured, if so few are asked for
+    """
+    rounds = bench.rounds if rounds is None else rounds
+    if rounds < max(bench.rounds, ROUNDS_MIN):
+        raise TooFewRounds(
+            f'{bench.name}: {rounds} rounds were asked for; it takes '
+            f'{max(bench.rounds, ROUNDS_MIN)} to report anything'
+        )
+    found = measure(bench.contenders(work), rounds, tell=tell)
+    rows = evaluate(bench, found)
+    tell('')
+    tell(table(bench, rows, rounds))
+    tell(f'saved as {save(bench, rows, found, results)}')
+    return all(row.is_met is not False for row in rows)
