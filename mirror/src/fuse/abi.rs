@@ -227,7 +227,7 @@ message!(
         size: u32,
         read_flags: u32,
         lock_owner: u64,
-        flags: u32,
+        flags: i32,
         padding: u32,
     }
 );

@@ -26,6 +26,17 @@ const ATTR_VALID_SECONDS: u64 = 1;
 /// How long it may believe that a name is there (its end is notified).
 const ENTRY_VALID_SECONDS: u64 = 60;
 const BLOCK_BYTES: u64 = 4096;
+/// What offsets and lengths under `O_DIRECT` are multiples of, as on a raw file. QEMU tries: where
+/// any byte will do it takes 4096, and then refuses to write to a disk of 4096 × n + 512 bytes.
+const SECTOR_BYTES: u64 = 512;
+
+fn check_alignment(flags: i32, offset: u64, len: u32) -> Result<(), Errno> {
+    let direct = flags & libc::O_DIRECT != 0;
+    if direct && (offset | u64::from(len)) % SECTOR_BYTES != 0 {
+        return Err(libc::EINVAL);
+    }
+    Ok(())
+}
 
 impl From<Malformed> for Errno {
     fn from(_: Malformed) -> Self {
@@ -108,6 +119,7 @@ impl Session {
     fn read(&self, header: &InHeader, slot: &mut Slot, len: usize) -> Result<(), Errno> {
         let (_, rest) = split(slot.request(len))?;
         let (wanted, _) = arguments::<ReadIn>(rest)?;
+        check_alignment(wanted.flags, wanted.offset, wanted.size)?;
         let node = self.disk_or_eio(header)?;
         let left = node.disk.size_bytes().saturating_sub(wanted.offset);
         let len = usize::try_from(left)
@@ -133,6 +145,7 @@ impl Session {
         let (_, rest) = split(slot.request(len))?;
         let (wanted, data) = arguments::<WriteIn>(rest)?;
         let data = data.get(..wanted.size as usize).ok_or(libc::EINVAL)?;
+        check_alignment(wanted.flags, wanted.offset, wanted.size)?;
         let node = self.disk_or_eio(header)?;
         let end = wanted
             .offset

@@ -150,6 +150,33 @@ fn a_read_larger_than_was_agreed_is_refused() {
 }
 
 #[test]
+fn a_direct_request_of_less_than_a_sector_is_refused_as_by_a_raw_file() {
+    let mut kernel = Kernel::with(Arc::new(Zeros));
+    for (flags, offset, size, errno) in [
+        (libc::O_DIRECT, 0, 1, libc::EINVAL),
+        (libc::O_DIRECT, 511, 512, libc::EINVAL),
+        (libc::O_DIRECT, 512, 1536, 0),
+        (0, 511, 3, 0),
+    ] {
+        let read = ReadIn {
+            offset,
+            size,
+            flags,
+            ..ReadIn::default()
+        };
+        assert_eq!(kernel.ask(op::READ, read.as_bytes()).0, [-errno]);
+        let write = WriteIn {
+            offset,
+            size,
+            flags,
+            ..WriteIn::default()
+        };
+        let body = [write.as_bytes(), &vec![0; size as usize]].concat();
+        assert_eq!(kernel.ask(op::WRITE, &body).0, [-errno]);
+    }
+}
+
+#[test]
 fn offsets_that_overflow_are_too_large() {
     let mut kernel = Kernel::with(Arc::new(Zeros));
     let write = WriteIn {
