@@ -51,6 +51,50 @@ class Engine:
         """Mount the FUSE door and serve it (CAP_SYS_ADMIN, or fusermount3)."""
     def unmount(self) -> None:
         """Take the mount away; what is under way in it fails in its caller."""
+    def session_descriptors(self) -> tuple[int, int]:
+        """/dev/fuse and the session's memory, for who outlives this process.
+
+        Both are the engine's and close-on-exec: duplicate them (SCM_RIGHTS,
+        the service manager's store). With them a successor resumes.
+
+        :raises RuntimeError: not mounted
+        """
+    def resume(self, at: str, device_fd: int, memory_fd: int) -> None:
+        """Take over the session that a dead or stopped engine left.
+
+        Nothing is served before :meth:`serve`; meanwhile the disks are
+        attached as ever. One that the session knew keeps its node id, and the
+        owner and mode in the session's memory, not those passed to
+        :meth:`attach`; if its live map is gone and its disk map is not clean,
+        attaching it raises OSError ESTALE: abandon the session.
+
+        :param at: where it is mounted
+        :param device_fd: the engine's from now on, unless this raises
+        :param memory_fd: the same
+        :raises ValueError: no session memory of this boot and session id in a
+            format known here, or a torn one
+        :raises OSError: ENOTCONN: the mount's connection has ended; EBUSY:
+            another process still serves it after a minute
+        """
+    def serve(self) -> None:
+        """Finish what the predecessor left, then serve; after ``resume``.
+
+        A disk of the session that is not attached by now fails requests with
+        EIO until it is. Without effect when it is served already.
+        """
+    def abandon_session(self) -> None:
+        """End the session: its requests fail in their callers, the mount goes.
+
+        The mirrors attached so far are closed in order. ``mount`` makes a new
+        session, on which everything must be attached anew.
+        """
+    def hand_over(self) -> None:
+        """Stop for a successor: the mount and what waits in it stay.
+
+        Takes no more requests, finishes those that are not parked, flushes
+        every mirror and lets go of its files. Neither this engine's end nor
+        ``unmount`` touches the mount afterwards. Live maps stay.
+        """
     def attach(
         self,
         *,

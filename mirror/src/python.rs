@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pyo3::exceptions::{PyBlockingIOError, PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{
+    PyBlockingIOError, PyNotImplementedError, PyOSError, PyRuntimeError, PyValueError,
+};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
@@ -167,6 +169,32 @@ impl Engine {
                 )
             })
         })
+    }
+
+    #[allow(clippy::unused_self)] // to come
+    fn session_descriptors(&self) -> PyResult<(i32, i32)> {
+        Err(PyNotImplementedError::new_err("session_descriptors()"))
+    }
+
+    #[allow(clippy::unused_self)] // to come
+    fn resume(&self, at: PathBuf, device_fd: i32, memory_fd: i32) -> PyResult<()> {
+        let _ = (at, device_fd, memory_fd);
+        Err(PyNotImplementedError::new_err("resume()"))
+    }
+
+    #[allow(clippy::unused_self)] // to come
+    fn serve(&self) -> PyResult<()> {
+        Err(PyNotImplementedError::new_err("serve()"))
+    }
+
+    #[allow(clippy::unused_self)] // to come
+    fn abandon_session(&self) -> PyResult<()> {
+        Err(PyNotImplementedError::new_err("abandon_session()"))
+    }
+
+    #[allow(clippy::unused_self)] // to come
+    fn hand_over(&self) -> PyResult<()> {
+        Err(PyNotImplementedError::new_err("hand_over()"))
     }
 
     #[allow(clippy::too_many_arguments)] // Python's keywords
