@@ -26,6 +26,8 @@ from bench import harness
 
 NAMES = {
     'fuse': 'bench.fuse',
+    'touch': 'bench.touch',
+    'misses': 'bench.misses',
     'import': 'bench.importing',
     'cloud': 'bench.cloud',
 }
@@ -44,6 +46,14 @@ def main(arguments: list[str] | None = None) -> int:
         'names', nargs='*', metavar='NAME', help=', '.join(NAMES)
     )
     parser.add_argument('--rounds', type=int, help='more than its own number')
+    parser.add_argument(
+        '--only', metavar='PATTERN', help='only cases whose names match'
+    )
+    parser.add_argument(
+        '--smoke',
+        action='store_true',
+        help='one round, and no figure: that the bench itself works',
+    )
     parser.add_argument(
         '--work',
         type=pathlib.Path,
@@ -67,8 +77,13 @@ def main(arguments: list[str] | None = None) -> int:
             tempfile.mkdtemp(prefix=f'bench-{name}-', dir=options.work)
         )
         try:
-            if not harness.run(
-                load(name),
+            bench = load(name)
+            if options.only:
+                bench = bench.only(options.only)
+            if options.smoke:
+                harness.smoke(bench, work=work)
+            elif not harness.run(
+                bench,
                 work=work,
                 results=options.results,
                 rounds=options.rounds,

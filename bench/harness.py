@@ -19,6 +19,10 @@ run ends with ``TooFewRounds``, as it does when a contender fails.
 
 Ratios are improvements, whatever the metric: 2.0 is twice as good as the
 baseline, be it half the time or twice the operations.
+
+A bench of many cases asks each contender for one case at a time (``Sampler``):
+all who have that case, one right after the other, then the next case. What is
+compared is then seconds apart, not minutes.
 """
 
 import contextlib
@@ -29,12 +33,13 @@ import os
 import pathlib
 import platform
 import random
+import re
 import resource
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Measurements = dict[str, float]
 
@@ -69,6 +74,25 @@ class Contender(Protocol):
         """Once, after the last round, also when prepare or run failed."""
 
 
+@runtime_checkable
+class Sampler(Protocol):
+    """A contender that is measured case by case; a case is a metric's name."""
+
+    name: str
+
+    def prepare(self) -> None:
+        """Once, before the first round; nothing of it is measured."""
+
+    def has(self, case: str) -> bool:
+        """Whether it takes part in a case."""
+
+    def sample(self, case: str) -> Measurements:
+        """One case: the metric of that name, and ``cpu_seconds`` if known."""
+
+    def cleanup(self) -> None:
+        """Once, after the last round, also when prepare or sample failed."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """What is measured, and which way is better."""
@@ -87,11 +111,12 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """At least so many times as good as the baseline."""
+    """At least so many times as good as another, the baseline by default."""
 
     metric: str
     contender: str
     at_least: float
+    against: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,15 +126,29 @@ class Bench:
     :param contenders: makes them; gets the folder they may use
     :param rounds: how many are run unless more are asked for; also the least
         from which anything is reported
+    :param cpu_unit: of ``cpu_seconds``, where a contender answers another
     """
 
     name: str
     summary: str
     metrics: Sequence[Metric]
     baseline: str
-    contenders: Callable[[pathlib.Path], Sequence[Contender]]
+    contenders: Callable[[pathlib.Path], Sequence[Contender | Sampler]]
     goals: Sequence[Goal] = ()
     rounds: int = 5
+    cpu_unit: str = 's'
+
+    def only(self, pattern: str) -> 'Bench':
+        """The same with the metrics whose names the pattern finds.
+
+        :raises Missing: it finds none
+        """
+        metrics = [m for m in self.metrics if re.search(pattern, m.name)]
+        if not metrics:
+            raise Missing(f'{self.name}: no case matches "{pattern}"')
+        names = {metric.name for metric in metrics}
+        goals = [goal for goal in self.goals if goal.metric in names]
+        return dataclasses.replace(self, metrics=metrics, goals=goals)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +162,8 @@ class Row:
     ratio: float | None  # None for the baseline itself
     cpu_seconds: float
     goal: float | None = None
+    against: str = ''  # whom the ratio compares with; '': the baseline
+    ratio_spread: float = 0.0  # of the rounds' ratios, largest - smallest
 
     @property
     def is_met(self) -> bool | None:
@@ -142,28 +183,68 @@ def _cpu_seconds() -> float:
     return used
 
 
+def _cpu_key(metric: str) -> str:
+    return f'{CPU} of {metric}'
+
+
+def _sample_round(
+    samplers: Sequence[Sampler], cases: Sequence[str], order: random.Random
+) -> dict[str, Measurements]:
+    results: dict[str, Measurements] = {s.name: {} for s in samplers}
+    for case in order.sample(list(cases), len(cases)):
+        able = [sampler for sampler in samplers if sampler.has(case)]
+        for sampler in order.sample(able, len(able)):
+            found = dict(sampler.sample(case))
+            if CPU in found:
+                found[_cpu_key(case)] = found.pop(CPU)
+            results[sampler.name].update(found)
+    for result in results.values():
+        result[CPU] = 0.0
+    return results
+
+
 def measure(
-    contenders: Sequence[Contender],
+    contenders: Sequence[Contender | Sampler],
     rounds: int,
     *,
+    cases: Sequence[str] = (),
     tell: Callable[[str], None] = print,
     order: random.Random | None = None,
 ) -> Rounds:
     """Run every contender once a round, in an order drawn for each round.
 
-    Whoever was prepared is cleaned up, whatever happens.
+    Samplers are run case by case instead, cases and contenders in orders
+    drawn for each round. Whoever was prepared is cleaned up, whatever happens.
     """
     order = order or random.Random()
     found: Rounds = []
     with contextlib.ExitStack() as stack:
+        contenders = [
+            contender
+            for contender in contenders
+            if not isinstance(contender, Sampler)
+            or any(map(contender.has, cases))
+        ]
         for contender in contenders:
             tell(f'preparing {contender.name}')
             stack.callback(contender.cleanup)
             contender.prepare()
+        samplers = [c for c in contenders if isinstance(c, Sampler)]
+        if samplers and len(samplers) < len(contenders):
+            raise TypeError('all contenders are samplers, or none')
         for number in range(1, rounds + 1):
+            if samplers:
+                start = time.monotonic()
+                found.append(_sample_round(samplers, cases, order))
+                tell(
+                    f'round {number} of {rounds}: {len(cases)} cases, '
+                    f'{time.monotonic() - start:.1f} s'
+                )
+                continue
             results = {}
             for contender in order.sample(list(contenders), len(contenders)):
                 cpu, start = _cpu_seconds(), time.monotonic()
+                assert not isinstance(contender, Sampler)
                 measurements = dict(contender.run())
                 measurements.setdefault(CPU, _cpu_seconds() - cpu)
                 results[contender.name] = measurements
@@ -185,7 +266,10 @@ def evaluate(bench: Bench, rounds: Rounds) -> list[Row]:
             f'{bench.name}: {len(rounds)} rounds were measured; it takes '
             f'{max(bench.rounds, ROUNDS_MIN)} to report anything'
         )
-    goals = {(goal.metric, goal.contender): goal for goal in bench.goals}
+    goals = {
+        (goal.metric, goal.contender, goal.against or bench.baseline): goal
+        for goal in bench.goals
+    }
     names = list(rounds[0])
     rows = []
     for metric in bench.metrics:
@@ -202,34 +286,64 @@ def evaluate(bench: Bench, rounds: Rounds) -> list[Row]:
                     f'{bench.name}: {name} measured "{metric.name}" in only '
                     f'{len(values)} of {len(rounds)} rounds'
                 )
-            median = statistics.median(values)
-            ratio = None
-            if name != bench.baseline:
-                ratio = statistics.median(
-                    metric.improvement(
-                        result[name][metric.name],
-                        result[bench.baseline][metric.name],
-                    )
-                    for result in rounds
-                )
-            goal = goals.pop((metric.name, name), None)
-            rows.append(
-                Row(
-                    metric,
-                    name,
-                    median,
-                    (max(values) - min(values)) / median if median else 0.0,
-                    ratio,
-                    statistics.median(r[name][CPU] for r in rounds),
-                    goal.at_least if goal else None,
-                )
-            )
+            rows += [
+                _row(bench, rounds, metric, name, against, values, goals)
+                for against in _compared_with(bench, metric, name)
+            ]
     if goals:
         raise TooFewRounds(
             f'{bench.name}: nothing was measured for the goals '
-            + ', '.join(f'{metric} of {name}' for metric, name in goals)
+            + ', '.join(f'{metric} of {name}' for metric, name, _ in goals)
         )
     return rows
+
+
+def _compared_with(bench: Bench, metric: Metric, name: str) -> list[str]:
+    """Whom a contender is compared with: the baseline, then by its goals."""
+    others = [
+        goal.against
+        for goal in bench.goals
+        if (goal.metric, goal.contender) == (metric.name, name)
+        and goal.against not in ('', bench.baseline)
+    ]
+    return [bench.baseline, *others]
+
+
+def _row(
+    bench: Bench,
+    rounds: Rounds,
+    metric: Metric,
+    name: str,
+    against: str,
+    values: Sequence[float],
+    goals: dict[tuple[str, str, str], Goal],
+) -> Row:
+    median = statistics.median(values)
+    ratios = []
+    if name != against and all(
+        metric.name in result[against] for result in rounds
+    ):
+        ratios = [
+            metric.improvement(
+                result[name][metric.name], result[against][metric.name]
+            )
+            for result in rounds
+        ]
+    goal = goals.pop((metric.name, name, against), None) if ratios else None
+    return Row(
+        metric,
+        name,
+        median,
+        (max(values) - min(values)) / median if median else 0.0,
+        statistics.median(ratios) if ratios else None,
+        statistics.median(
+            result[name].get(_cpu_key(metric.name), result[name][CPU])
+            for result in rounds
+        ),
+        goal.at_least if goal else None,
+        '' if against == bench.baseline else against,
+        max(ratios) - min(ratios) if ratios else 0.0,
+    )
 
 
 def _figure(value: float) -> str:
@@ -244,8 +358,9 @@ def table(bench: Bench, rows: Iterable[Row], rounds: int) -> str:
             'contender',
             'median',
             'spread',
+            f'CPU {bench.cpu_unit}',
             'ratio',
-            'CPU s',
+            'spread',
             'goal',
             '',
         )
@@ -255,11 +370,12 @@ def table(bench: Bench, rows: Iterable[Row], rounds: int) -> str:
         lines.append(
             (
                 f'{row.metric.name} [{row.metric.unit}]',
-                row.contender,
-                _figure(row.median),
-                f'{row.spread:.0%}',
+                f'  against {row.against}' if row.against else row.contender,
+                '' if row.against else _figure(row.median),
+                '' if row.against else f'{row.spread:.0%}',
+                '' if row.against else f'{row.cpu_seconds:.2f}',
                 '-' if row.ratio is None else f'{row.ratio:.2f}',
-                f'{row.cpu_seconds:.2f}',
+                '' if row.ratio is None else f'{row.ratio_spread:.2f}',
                 '' if row.goal is None else f'>= {row.goal:g}',
                 verdict,
             )
@@ -339,7 +455,10 @@ def save(
                 'median': row.median,
                 'spread': row.spread,
                 'ratio': row.ratio,
-                'cpu_seconds': row.cpu_seconds,
+                'cpu': row.cpu_seconds,
+                'cpu_unit': bench.cpu_unit,
+                'against': row.against or bench.baseline,
+                'ratio_spread': row.ratio_spread,
                 'goal': row.goal,
                 'met': row.is_met,
             }
@@ -371,9 +490,29 @@ def run(
             f'{bench.name}: {rounds} rounds were asked for; it takes '
             f'{max(bench.rounds, ROUNDS_MIN)} to report anything'
         )
-    found = measure(bench.contenders(work), rounds, tell=tell)
+    cases = [metric.name for metric in bench.metrics]
+    found = measure(bench.contenders(work), rounds, cases=cases, tell=tell)
     rows = evaluate(bench, found)
     tell('')
     tell(table(bench, rows, rounds))
     tell(f'saved as {save(bench, rows, found, results)}')
     return all(row.is_met is not False for row in rows)
+
+
+def smoke(
+    bench: Bench,
+    *,
+    work: pathlib.Path,
+    tell: Callable[[str], None] = print,
+) -> None:
+    """Run one round and report no figure: that the bench itself works.
+
+    :raises Missing: a contender measured nothing, or nothing above 0
+    """
+    cases = [metric.name for metric in bench.metrics]
+    (found,) = measure(bench.contenders(work), 1, cases=cases, tell=tell)
+    for name, results in found.items():
+        figures = {k: v for k, v in results.items() if not k.startswith(CPU)}
+        if not figures or not all(v > 0 for v in figures.values()):
+            raise Missing(f'{bench.name}: {name} measured {figures}')
+        tell(f'{bench.name}: {name}: {len(figures)} measured')

@@ -9,11 +9,16 @@
 # WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 # License for the specific language governing permissions and limitations
 # under the License.
-"""Serve a disk through FUSE, for ``bench.fuse``, until SIGTERM.
+"""Serve disks through FUSE, for ``bench.disks``, until SIGTERM.
 
-``python -m bench.serving passthrough MOUNT FILE`` or ``... mirror MOUNT
-STATE SIZE_BYTES``. The mirror needs no repository and no agent: its base is
-made here, chunk by chunk, the same each time.
+``python -m bench.serving passthrough MOUNT FILE`` or ``... KIND MOUNT STATE
+SIZE_BYTES``. Mirrors need no repository and no agent: their base is made
+here, chunk by chunk, the same each time. Kinds are
+
+* ``mirror``: two disks, ``read`` and ``write``, over such a base;
+* ``empty``: the same over a base without any content;
+* ``starved``: as ``mirror``, and a third disk of that name, none of whose
+  chunks ever comes.
 """
 
 import os
@@ -21,12 +26,12 @@ import pathlib
 import signal
 import sys
 import threading
-import types
 from typing import Any, NoReturn
 
 THREADS = 16
 CHUNK_SIZE_BYTES = 512 << 10
 FAN_OUT = 256
+STARVED_CHUNKS = 64
 
 
 def content(index: int) -> bytes:
@@ -47,30 +52,44 @@ def passthrough(mount: str, path: str) -> None:
     _mirror.passthrough(mount, path, THREADS)
 
 
-def mirror(mount: str, state: str, size: str) -> None:
-    from lazyblob import chunk
-    from lazyblob import digest
-    from nova_lazyimage import _mirror
-
-    size_bytes = int(size)
-    key = digest.keys(digest.REPOSITORY_SCOPE).chunk
-    count = -(-size_bytes // CHUNK_SIZE_BYTES)
-    names = [digest.of(content(index), key) for index in range(count)]
-    index_of = {name: index for index, name in enumerate(names)}
-    leaves = [
+def leaves_of(names: list[bytes]) -> list[tuple[int, bytes]]:
+    return [
         (
             first // FAN_OUT,
             b''.join(names[first : first + FAN_OUT]).ljust(
                 FAN_OUT * 32, b'\0'
             ),
         )
-        for first in range(0, count, FAN_OUT)
+        for first in range(0, len(names), FAN_OUT)
     ]
+
+
+def mirrors(kind: str, mount: str, state: str, size: str) -> None:
+    from lazyblob import chunk
+    from lazyblob import digest
+    from nova_lazyimage import _mirror
+
+    size_bytes = int(size)
+    key = digest.keys(digest.REPOSITORY_SCOPE).chunk
+    count = 0 if kind == 'empty' else -(-size_bytes // CHUNK_SIZE_BYTES)
+    names = [digest.of(content(index), key) for index in range(count)]
+    index_of = {name: index for index, name in enumerate(names)}
+    leaves = leaves_of(names)
+    # One disk for the reads, one for the writes: what is written is in the
+    # delta from then on, and no read of it would use the cache.
+    disks = {'read': (size_bytes, leaves), 'write': (size_bytes, leaves)}
+    if kind == 'starved':
+        # Names that nobody has a content for.
+        strange = [bytes([7]) + name[1:] for name in names[:STARVED_CHUNKS]]
+        disks['starved'] = (
+            len(strange) * CHUNK_SIZE_BYTES,
+            leaves_of(strange),
+        )
     folder = pathlib.Path(state)
     (folder / 'cache').mkdir(parents=True)
     engine = _mirror.Engine(
         cache_directory=str(folder / 'cache'),
-        cache_bytes=4 * size_bytes + (64 << 20),
+        cache_bytes=2 * count * CHUNK_SIZE_BYTES + (64 << 20),
         session_id='bench',
         threads=THREADS,
     )
@@ -79,7 +98,7 @@ def mirror(mount: str, state: str, size: str) -> None:
     def fetch() -> None:
         while True:
             wanted = engine.next_fetch(False, 1.0)
-            if wanted is None:
+            if wanted is None or wanted['digest'] not in index_of:
                 continue
             data = content(index_of[wanted['digest']])
             engine.fetched(
@@ -97,9 +116,7 @@ def mirror(mount: str, state: str, size: str) -> None:
     live = pathlib.Path('/dev/shm', f'lazyimage-bench-{os.getpid()}')
     live.mkdir()
     try:
-        # One disk for the reads, one for the writes: what is written is in
-        # the delta from then on, and no read of it would use the cache.
-        for disk in ('read', 'write'):
+        for disk, (disk_bytes, disk_leaves) in disks.items():
             (folder / disk).mkdir()
             engine.attach(
                 instance='bench',
@@ -107,10 +124,10 @@ def mirror(mount: str, state: str, size: str) -> None:
                 attach_id=f'bench-{disk}',
                 directory=str(folder / disk),
                 live_map=str(live / disk),
-                size_bytes=size_bytes,
+                size_bytes=disk_bytes,
                 chunk_size_bytes=CHUNK_SIZE_BYTES,
                 chunk_key=key,
-                leaves=leaves,
+                leaves=disk_leaves,
                 create=True,
                 uid=0,
                 gid=0,
@@ -128,11 +145,11 @@ def mirror(mount: str, state: str, size: str) -> None:
 
 def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGTERM, stop)
-    kinds: dict[str, types.FunctionType] = {
-        'passthrough': passthrough,  # type: ignore[dict-item]
-        'mirror': mirror,  # type: ignore[dict-item]
-    }
-    kinds[arguments[0]](*arguments[1:])
+    kind, *rest = arguments
+    if kind == 'passthrough':
+        passthrough(*rest)
+    else:
+        mirrors(kind, *rest)
 
 
 if __name__ == '__main__':

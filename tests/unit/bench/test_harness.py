@@ -171,11 +171,123 @@ class TestTable:
             '0%',
             '2.00',
             '2.00',
+            '0.00',
             '>=',
             '3',
             'NOT',
             'MET',
         ]
+
+    def test_a_goal_against_another_has_a_row_of_its_own(self):
+        rounds = [
+            {
+                name: {'time': seconds, 'cpu_seconds': 1.0}
+                for name, seconds in (
+                    ('old', 10.0),
+                    ('new', 5.0),
+                    ('rival', rival),
+                )
+            }
+            for rival in (6.0, 5.5, 10.0)
+        ]
+        goals = [
+            harness.Goal('time', 'new', 2.0),
+            harness.Goal('time', 'new', 1.3, 'rival'),
+        ]
+        rows = harness.evaluate(bench(goals=goals), rounds)
+        found = [
+            (row.contender, row.against, row.ratio, row.is_met) for row in rows
+        ]
+        assert found == [
+            ('old', '', None, None),
+            ('new', '', 2.0, True),
+            ('new', 'rival', 1.2, False),
+            ('rival', '', 10 / 6, None),
+        ]
+        assert rows[2].ratio_spread == pytest.approx(0.9)
+
+
+class Cases:
+    """Answers 1 for each of its cases and notes what is asked."""
+
+    def __init__(self, name, *cases, calls):
+        self.name = name
+        self.cases = cases
+        self.calls = calls
+
+    def prepare(self):
+        self.calls.append((self.name, 'prepare'))
+
+    def has(self, case):
+        return case in self.cases
+
+    def sample(self, case):
+        self.calls.append((self.name, case))
+        return {case: 1.0, 'cpu_seconds': 7.0}
+
+    def cleanup(self):
+        self.calls.append((self.name, 'cleanup'))
+
+
+class TestCases:
+    METRICS = [harness.Metric(name, 'op/s', 'higher') for name in ('a', 'b')]
+
+    def test_all_of_a_case_run_one_after_the_other(self):
+        calls = []
+        trio = [
+            Cases('old', 'a', 'b', calls=calls),
+            Cases('new', 'a', 'b', calls=calls),
+            Cases('some', 'b', calls=calls),
+        ]
+        harness.measure(trio, 4, cases=['a', 'b'], tell=lambda line: None)
+        ran = [call for call in calls if call[1] in ('a', 'b')]
+        for start in range(0, 20, 5):
+            cases = [case for _, case in ran[start : start + 5]]
+            assert cases in (['a'] * 2 + ['b'] * 3, ['b'] * 3 + ['a'] * 2)
+
+    def test_cpu_is_kept_by_case(self):
+        pair = [Cases(name, 'a', 'b', calls=[]) for name in ('old', 'new')]
+        rounds = harness.measure(
+            pair, 3, cases=['a', 'b'], tell=lambda line: None
+        )
+        rows = harness.evaluate(bench(metrics=self.METRICS), rounds)
+        assert {row.cpu_seconds for row in rows} == {7.0}
+
+    def test_who_has_none_of_the_cases_is_not_even_prepared(self):
+        calls = []
+        pair = [Cases('old', 'a', calls=calls), Cases('new', 'b', calls=calls)]
+        harness.measure(pair, 3, cases=['a'], tell=lambda line: None)
+        assert {name for name, _ in calls} == {'old'}
+
+    def test_only_takes_the_goals_of_its_cases(self):
+        whole = bench(
+            metrics=self.METRICS,
+            goals=[harness.Goal('a', 'new', 1), harness.Goal('b', 'new', 1)],
+        )
+        part = whole.only('^b')
+        assert [metric.name for metric in part.metrics] == ['b']
+        assert [goal.metric for goal in part.goals] == ['b']
+        with pytest.raises(harness.Missing):
+            whole.only('c')
+
+    def test_a_smoke_run_refuses_what_measured_nothing(self, tmp_path):
+        class Idle(Cases):
+            def sample(self, case):
+                return {case: 0.0}
+
+        for kind, error in ((Cases, None), (Idle, harness.Missing)):
+            sample = harness.Bench(
+                'sample',
+                'a sample',
+                self.METRICS,
+                'old',
+                lambda work, kind=kind: [kind('old', 'a', 'b', calls=[])],
+            )
+            if error is None:
+                harness.smoke(sample, work=tmp_path, tell=lambda line: None)
+                continue
+            with pytest.raises(error):
+                harness.smoke(sample, work=tmp_path, tell=lambda line: None)
 
 
 class TestRun:
