@@ -296,13 +296,14 @@ class SnapshotMixin:
             # Nobody writes.
             yield
             return
-        quiesced = False
+        asked = frozen = False
         try:
             try:
                 self._can_quiesce(instance, image_meta)
                 # From here on it may be frozen, whatever is answered.
-                quiesced = True
+                asked = True
                 self.quiesce(context, instance, image_meta)
+                frozen = True
             except exception.NovaException as exc:
                 if required:
                     LOG.error(
@@ -319,22 +320,27 @@ class SnapshotMixin:
                 )
             yield
         finally:
-            if quiesced:
-                self._thaw(context, instance, image_meta)
+            if asked:
+                self._thaw(context, instance, image_meta, frozen)
 
-    def _thaw(self: Any, context: Any, instance: Any, image_meta: Any) -> None:
+    def _thaw(
+        self: Any, context: Any, instance: Any, image_meta: Any, frozen: bool
+    ) -> None:
         for attempt in range(1, THAW_ATTEMPTS + 1):
             try:
                 self.unquiesce(context, instance, image_meta)
                 return
             except exception.NovaException as exc:
-                if attempt == THAW_ATTEMPTS:
-                    LOG.error(
-                        'The guest may still be frozen: %(error)s; thaw it '
-                        'with "virsh domfsthaw"',
-                        {'error': exc},
-                        instance=instance,
-                    )
+                if attempt < THAW_ATTEMPTS:
+                    continue
+                # An agent that is not there has frozen nothing.
+                LOG.log(
+                    logging.ERROR if frozen else logging.WARNING,
+                    'The guest may still be frozen: %(error)s; thaw it with '
+                    '"virsh domfsthaw"',
+                    {'error': exc},
+                    instance=instance,
+                )
 
 
 def _moves_across_cells(instance: Any) -> bool:

@@ -47,6 +47,7 @@ KEPT_LOGS = settings.SHARED / 'logs/e2e'
 ORDER = (
     'test_boot_and_snapshot',
     'test_images',
+    'test_quiesce',
     'test_lifecycle',
     'test_faults',
     'test_moves',

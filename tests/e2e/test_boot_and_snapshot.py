@@ -40,8 +40,9 @@ def story(demo, fresh_host, guest_image):
     story = Story()
     story.image = demo.upload(guest_image, 'first-image')
     server = demo.boot('first', story.image['id'])
-    story.trace = parts.ReadTrace(server)
+    trace = parts.ReadTrace(server)
     story.first = parts.Guest(demo, server)
+    story.first.trace = trace
     return story
 
 
@@ -52,20 +53,39 @@ def test_a_server_boots_from_an_image_that_was_not_copied(story):
     assert not (parts.INSTANCES / story.first.id / 'disk').exists()
 
 
-def test_no_chunk_is_fetched_that_the_guest_did_not_read(story, guest_image):
+def traced(guest):
+    """All that it read."""
+
     def complete():
-        reads = story.trace.reads()
+        reads = guest.trace.reads()
         return reads if reads.traced_bytes == reads.counted_bytes else None
 
-    reads = until(complete, 10, 'the trace to hold all that QEMU counted')
+    return until(complete, 10, 'the trace to hold all that QEMU counted')
+
+
+def test_no_chunk_is_fetched_that_the_guest_did_not_read(story, guest_image):
+    reads = traced(story.first)
     fetched = parts.mirror(story.first.id)['fetched_bytes']
     data = parts.data_chunks(guest_image)
     touched = len(reads.chunks & data) * parts.CHUNK_BYTES
     assert 0 < fetched <= touched
     assert fetched < len(data) * parts.CHUNK_BYTES / 2
+    story.first.chunks = reads.chunks & data
 
 
-def test_a_running_server_becomes_a_raw_image_of_its_disks_size(demo, story):
+@pytest.fixture(scope='module')
+def twin(demo, story):
+    """Another server of the image, on the host that has its chunks."""
+    server = demo.boot('twin', story.image['id'])
+    trace = parts.ReadTrace(server)
+    twin = parts.Guest(demo, server)
+    twin.trace = trace
+    return twin
+
+
+def test_a_running_server_becomes_a_raw_image_of_its_disks_size(
+    demo, story, twin
+):
     story.snapshot = demo.snapshot(story.first.id, 'first-snapshot')
     image = demo.wait_image(story.snapshot)
     assert image['disk_format'] == 'raw'
@@ -98,6 +118,38 @@ def test_a_server_from_the_snapshot_carries_the_first_ones_marks(demo, story):
     story.second.marks = story.first.marks
     story.second.came_back()
     assert len(story.second.marks) == 2
+
+
+def test_servers_of_one_image_do_not_see_each_others_writes(story, twin):
+    twin.ready()
+    assert len(twin.marks) == 1
+    assert not set(twin.marks) & set(story.second.marks)
+
+
+def test_what_one_server_read_is_not_fetched_for_the_next(
+    demo, story, twin, guest_image
+):
+    reads = traced(twin)
+    data = parts.data_chunks(guest_image)
+    fetched = parts.mirror(twin.id)['fetched_bytes']
+    new = reads.chunks & data - story.first.chunks
+    assert fetched <= len(new) * parts.CHUNK_BYTES
+    assert fetched < len(story.first.chunks) * parts.CHUNK_BYTES / 10
+    demo.delete_server(twin.id)
+
+
+def test_a_snapshot_of_a_snapshots_server_carries_both_generations(
+    demo, story
+):
+    image = demo.snapshot(story.second.id, 'second-generation')
+    demo.wait_image(image)
+    demo.wait_server(story.second.id)
+    third = parts.Guest(demo, demo.boot('third', image))
+    third.marks = story.second.marks
+    third.came_back()
+    assert len(third.marks) == 3
+    demo.delete_server(third.id)
+    demo.delete_image(image)
 
 
 def test_deleting_their_images_changes_nothing_for_servers(demo, story):

@@ -19,6 +19,12 @@ that a server from a snapshot proves what it carries::
     GUEST-UP boots=2 marks=81c5f0a2,9d20b6e1
 
 With a config drive it then runs the user data as a shell script.
+
+Where the server has the channel for it, QEMU's guest agent runs, as Debian
+has it. Its hook says on the console what happens to the file systems::
+
+    GUEST-FILES freeze
+    GUEST-FILES thaw
 """
 
 from __future__ import annotations
@@ -77,6 +83,7 @@ PATH=/bin:/sbin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
+mount -t tmpfs run /run
 exec </dev/null >/dev/ttyS0 2>&1
 i=0
 while [ $i -lt 12 ]; do
@@ -99,6 +106,13 @@ for event in /dev/input/event*; do
     (head -c 24 $event >/dev/null && echo 'GUEST-DOWN' && sync &&
         mount -o remount,ro / ; poweroff -f) &
 done
+for port in /sys/class/virtio-ports/*; do
+    [ "$(cat $port/name 2>/dev/null)" = org.qemu.guest_agent.0 ] || continue
+    qemu-ga --daemonize --method=virtio-serial --path=/dev/${port##*/} \
+        --statedir=/run --pidfile=/run/qemu-ga.pid --logfile=/run/qemu-ga.log \
+        --fsfreeze-hook=/etc/fsfreeze-hook &&
+        echo 'GUEST-AGENT'
+done
 echo 'GUEST-READY'
 n=0
 while [ ! -b /dev/sr0 ] && [ $n -lt 10 ]; do sleep 0.2; n=$((n + 1)); done
@@ -110,6 +124,11 @@ if [ -b /dev/sr0 ] && mount -t iso9660 -o ro /dev/sr0 /mnt 2>/dev/null; then
     fi
 fi
 while :; do sleep 1000; done
+"""
+
+FREEZE_HOOK = """\
+#!/bin/sh
+echo "GUEST-FILES $1" >/dev/console
 """
 
 
@@ -182,7 +201,7 @@ def _run(*command: str) -> str:
 def _fill_tree(tree: pathlib.Path, guest: Guest) -> None:
     for name in (
         *('bin', 'sbin', 'boot', 'dev', 'proc', 'sys', 'mnt', 'var', 'tmp'),
-        *('lib/modules', 'usr/share/data'),
+        *('etc', 'lib/modules', 'run', 'usr/share/data'),
     ):
         (tree / name).mkdir(parents=True)
     shutil.copy(kernel(), tree / 'boot/vmlinuz')
@@ -192,6 +211,8 @@ def _fill_tree(tree: pathlib.Path, guest: Guest) -> None:
         if applet != 'busybox':
             (tree / 'bin' / applet).symlink_to('busybox')
     _script(tree / 'sbin/init', INIT)
+    _script(tree / 'etc/fsfreeze-hook', FREEZE_HOOK)
+    _program(pathlib.Path('/usr/sbin/qemu-ga'), tree)
     _modules(LATE, tree / 'lib/modules')
     _fill_data(tree / 'usr/share/data', guest)
 
@@ -211,6 +232,16 @@ def _fill_data(folder: pathlib.Path, guest: Guest) -> None:
 def _script(path: pathlib.Path, text: str) -> None:
     path.write_text(text, encoding='ascii')
     path.chmod(0o755)
+
+
+def _program(path: pathlib.Path, tree: pathlib.Path) -> None:
+    """Copy a program, and the libraries that it is linked with."""
+    shutil.copy(path, tree / 'sbin')
+    for word in _run('ldd', str(path)).split():
+        if word.startswith('/'):
+            target = tree / word.lstrip('/')
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(word, target)
 
 
 def _modules(names: tuple[str, ...], target: pathlib.Path) -> None:
