@@ -59,6 +59,7 @@ man_pages = [
         'lazyimage': 'images as blobs: import, clone, attach, commit, export',
         'lazyimage-agent': 'serve the lazily mirrored disks of one host',
         'lazyimage-conductor': 'own the catalog and answer for it',
+        'lazyimage-holder': 'keep an agent\'s disks while it is dead',
         'lazyimage-status': 'say what is wrong with an installation',
     }.items()
 ]

@@ -22,6 +22,7 @@ listed as broken: its server must not start on other bytes (contract 37).
 """
 
 import dataclasses
+import errno
 import secrets
 import threading
 import uuid
@@ -34,6 +35,7 @@ from nova_lazyimage.agent import errors
 from nova_lazyimage.agent import journal
 from nova_lazyimage.agent import mirrors
 from nova_lazyimage.agent import repositories
+from nova_lazyimage.agent import session
 
 LOG = logging.getLogger(__name__)
 
@@ -119,7 +121,10 @@ class Attachments:
     # Start
 
     def restore(self, record: journal.Record) -> mirrors.Live:
-        """Serve an attachment again as it was; never raises."""
+        """Serve an attachment again as it was, or list it as broken.
+
+        :raises session.Lost: its guest would not see what it saw before
+        """
         live = mirrors.Live(record)
         try:
             if record.base is None:
@@ -131,6 +136,11 @@ class Attachments:
                 )
             live.mirror = self._export(record, manifest, create=False)
         except Exception as exc:
+            if isinstance(exc, OSError) and exc.errno == errno.ESTALE:
+                raise session.Lost(
+                    f'the live map of disk "{record.disk}" of server '
+                    f'"{record.instance}" is gone ({exc})'
+                ) from exc
             live.broken = str(exc) or type(exc).__name__
             LOG.exception(
                 'Cannot export disk %s of server %s again (attachment %s); '

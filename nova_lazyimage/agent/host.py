@@ -22,7 +22,6 @@ import ctypes
 import grp
 import os
 import pwd
-import socket
 from collections.abc import Iterator
 
 from oslo_log import log as logging
@@ -33,6 +32,7 @@ from nova_lazyimage.agent import state
 LOG = logging.getLogger(__name__)
 
 PR_SET_IO_FLUSHER = 57
+MNT_FORCE, UMOUNT_NOFOLLOW = 1, 8
 
 
 class User:
@@ -81,6 +81,7 @@ class User:
         os.initgroups(self._name, self.gid)
         os.setresgid(self.gid, self.gid, self.gid)
         os.setresuid(self.uid, self.uid, self.uid)
+        self.changes = False
         LOG.info('Serving as user %s', self._name)
 
 
@@ -144,19 +145,14 @@ def become_io_flusher() -> None:
         LOG.debug('Not an I/O flusher: %s', os.strerror(ctypes.get_errno()))
 
 
-def notify(text: str) -> None:
-    """Tell the service manager (sd_notify), if there is one."""
-    address = os.environ.get('NOTIFY_SOCKET', '')
-    if not address:
-        return
-    if address.startswith('@'):
-        address = '\0' + address[1:]
-    with contextlib.suppress(OSError):
-        with socket.socket(
-            socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
-        ) as connection:
-            connection.connect(address)
-            connection.sendall(text.encode())
+def abort_mount(path: str) -> None:
+    """End the connection of a FUSE mount; nothing without the privilege.
+
+    Whoever holds no such privilege ends it by closing all descriptors.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(path), MNT_FORCE | UMOUNT_NOFOLLOW):
+        LOG.debug('"%s": %s', path, os.strerror(ctypes.get_errno()))
 
 
 def boot_id() -> str:

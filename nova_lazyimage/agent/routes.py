@@ -78,6 +78,8 @@ class Routes:
             'host': agent.host,
             'pid': agent.pid,
             'ready': agent.ready.is_set(),
+            'kept': agent.session.kept,
+            'resumed': agent.session.resumed,
             'mount_root': str(agent.folders.mount_root),
             'state_directory': str(agent.folders.state),
             'repository': agent.repository_uuid(),

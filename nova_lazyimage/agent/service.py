@@ -11,11 +11,13 @@
 # under the License.
 """The agent: its parts, the order in which they start and stop.
 
-Start: the state's lock, then the mount, then the agent's own user for good,
-then every disk of the journal, then readiness. None of it asks conductor,
-store or Keystone: a host that boots while they are away serves its disks.
+Start: the state's lock; the predecessor's session with every disk of the
+journal, or a new mount (session.py); the agent's own user for good; the disks
+of a new mount; readiness. None of it asks conductor, store or Keystone: a host
+that boots while they are away serves its disks.
 
-Stop: take no more requests, end COMMITs, flush every mirror, and leave; what
+Stop for a successor: end COMMITs, take no more requests, flush every mirror,
+and leave; guests wait. Stop for good: the same, then the mount goes, and what
 is still parked ends with the process.
 """
 
@@ -37,11 +39,13 @@ from nova_lazyimage.agent import events
 from nova_lazyimage.agent import fetcher
 from nova_lazyimage.agent import host
 from nova_lazyimage.agent import journal
+from nova_lazyimage.agent import keeper
 from nova_lazyimage.agent import metrics
 from nova_lazyimage.agent import mirrors
 from nova_lazyimage.agent import releases
 from nova_lazyimage.agent import repositories
 from nova_lazyimage.agent import routes
+from nova_lazyimage.agent import session
 from nova_lazyimage.agent import state
 
 LOG = logging.getLogger(__name__)
@@ -77,10 +81,15 @@ class Agent:
     """One agent.
 
     :param engine_class: ``nova_lazyimage._mirror.Engine``, or a test's
+    :param held: whoever keeps descriptors, with what it has kept
     """
 
     def __init__(
-        self, settings: Settings, engine_class: Any, connect: Any = None
+        self,
+        settings: Settings,
+        engine_class: Any,
+        held: keeper.Keeper | None = None,
+        connect: Any = None,
     ) -> None:
         if settings.guest_fetch_threads > settings.fetch_threads:
             raise exceptions.InvalidConfiguration(
@@ -90,6 +99,7 @@ class Agent:
             )
         self._settings = settings
         self._engine_class = engine_class
+        self._keeper = held or keeper.Keeper({})
         self.host = settings.host
         self.pid = os.getpid()
         self.ready = threading.Event()
@@ -136,8 +146,11 @@ class Agent:
         book = journal.Journal(self.folders)
         with self._user.in_effect():
             self.engine = self._open_engine(book)
-        self.engine.mount(str(self.folders.mount_root))
         self._assemble(book)
+        self.attachments.load()
+        resumed = self.session.resume(self._restore_all)
+        if not resumed:
+            self.session.mount()
         server = api.Server(
             self._settings.socket, routes.Routes(self).table(), self._gid
         )
@@ -147,6 +160,10 @@ class Agent:
         self._load_repository()
         self._user.become()
         self._server.start()
+        # Not before: what it writes to the journal is the user's.
+        self.events.start()
+        if not resumed:
+            self._restore_all()
         self._serve(book)
         self.ready.set()
         LOG.info(
@@ -154,7 +171,7 @@ class Agent:
             len(self.attachments.table.all()),
             self.folders.mount_root,
         )
-        host.notify(f'READY=1\nMAINPID={self.pid}')
+        keeper.notify(f'READY=1\nMAINPID={self.pid}')
 
     def _load_repository(self) -> None:
         """Its modules, as whoever starts us may read them; asks nobody.
@@ -221,18 +238,28 @@ class Agent:
             observe=self.metrics.observe_fetch,
         )
         self.events = events.Events(self.engine, self.attachments)
+        self.session = session.Session(self.engine, self._keeper, self.folders)
+
+    def _restore_all(self) -> None:
+        """Every disk of the journal, and none that was coming or going.
+
+        :raises session.Lost: one of a resumed session lost its live map
+        """
+        with self._user.in_effect():
+            gone = set(self.releases.tombstoned())
+            for record in self.attachments.records():
+                attached = record.state is journal.State.ATTACHED
+                if attached and record.instance not in gone:
+                    self.attachments.restore(record)
+                else:
+                    self.releases.free(record)
 
     def _serve(self, book: journal.Journal) -> None:
-        self.events.start()
+        """What asks the network, after every disk is served."""
         self.fetcher.start()
-        gone = set(self.releases.tombstoned())
-        for record in self.attachments.load():
-            attached = record.state is journal.State.ATTACHED
-            if attached and record.instance not in gone:
-                self.commits.recover(self.attachments.restore(record))
-            else:
-                self.releases.free(record)
-        for instance in gone:
+        for live in self.attachments.table.all():
+            self.commits.recover(live)
+        for instance in self.releases.tombstoned():
             self.releases.settle(instance)
         self.findings += book.damaged
         self.metrics.watch(self._figures)
@@ -270,28 +297,40 @@ class Agent:
 
     # Stop
 
-    def stop(self) -> None:
+    @property
+    def may_hand_over(self) -> bool:
+        """Whether a successor finds the session, and somebody needs it."""
+        return self.session.kept and bool(self.attachments.table.all())
+
+    def stop(self, *, for_good: bool) -> None:
         """End in order.
 
-        Afterwards every flushed and acknowledged write is in the deltas, and
-        the mount is gone if that is ours to do.
+        Afterwards every flushed and acknowledged write is in the deltas.
+
+        :param for_good: the mount goes, if that is ours to do; else guests
+            wait for the next agent
         """
         started = time.monotonic()
-        host.notify('STOPPING=1')
+        keeper.notify('STOPPING=1')
         self.ready.clear()
         self.stopping.set()
         self.releases.wake()
         self._server.stop()
         self.commits.stop(self.attachments.table.all(), COMMITS_STOP_SECONDS)
         try:
-            self.engine.stop()
+            if for_good:
+                self.engine.stop()
+            else:
+                self.session.hand_over()
         except OSError as exc:
             LOG.error('A disk was not flushed at the stop: %s', exc)
         self.fetcher.stop()
         self.events.stop()
-        try:
-            self.engine.unmount()
-        except OSError as exc:
-            LOG.info('The mount stays for the next agent: %s', exc)
+        if for_good:
+            self.session.close()
         self._lock.release()
-        LOG.info('Stopped within %.1f s', time.monotonic() - started)
+        LOG.info(
+            'Stopped %s within %.1f s',
+            'for good' if for_good else 'for a successor',
+            time.monotonic() - started,
+        )

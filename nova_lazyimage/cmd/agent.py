@@ -17,6 +17,17 @@ file:///folder`` makes it serve one repository as whoever starts it.
 The main thread only waits for signals, which every other thread has blocked
 (contract 13). The end is ``_exit``: nothing that still waits for a store can
 hold it up.
+
+How it ends is told by the signal, and told to whoever started it by the
+status:
+
+============== =============================================== ======
+SIGINT         for good: the mount goes                        0
+SIGTERM,       for a successor, if somebody keeps the session  75
+SIGHUP         and there are disks: guests wait; else for good 0
+============== =============================================== ======
+
+Anything else is a failure. Only after 0 does a keeper not start it again.
 """
 
 import hashlib
@@ -31,6 +42,7 @@ from oslo_config import cfg
 from oslo_log import log as logging
 
 from lazyblob import exceptions
+from nova_lazyimage.agent import keeper
 from nova_lazyimage.agent import service
 from nova_lazyimage.agent import state
 from nova_lazyimage.cmd import threads
@@ -41,6 +53,8 @@ from nova_lazyimage.conf import repository as repository_conf
 LOG = logging.getLogger(__name__)
 
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+# "Temporary failure" of sysexits.h: start me again.
+HANDED_OVER = 75
 
 CLI_OPTIONS = [
     cfg.StrOpt(
@@ -141,6 +155,7 @@ def configure(argv: list[str]) -> cfg.ConfigOpts:
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until told to stop."""
+    held = keeper.Keeper(keeper.take_descriptors())
     threads.use_native()
     # Before any thread exists, so that all of them inherit it.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -150,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         from nova_lazyimage import _mirror
 
         os.umask(0o022)
-        agent = service.Agent(settings(conf), _mirror.Engine)
+        agent = service.Agent(settings(conf), _mirror.Engine, held)
         agent.start()
     except (exceptions.LazyBlobError, state.Locked, OSError) as exc:
         LOG.error('The agent cannot start: %s', exc)
@@ -160,13 +175,14 @@ def main(argv: list[str] | None = None) -> int:
         LOG.exception('The agent cannot start')
         _leave(1)
     number = signal.sigwait(SIGNALS)
+    for_good = number == signal.SIGINT or not agent.may_hand_over
     LOG.info('Stopping: %s', signal.Signals(number).name)
     try:
-        agent.stop()
+        agent.stop(for_good=for_good)
     except Exception:
         LOG.exception('The stop was not in order')
         _leave(1)
-    _leave(0)
+    _leave(0 if for_good else HANDED_OVER)
     return 0
 
 

@@ -79,9 +79,10 @@ class Place:
         with open(log, 'ab') as output:
             process = subprocess.Popen(
                 [
-                    sys.executable,
-                    '-m',
-                    'nova_lazyimage.cmd.agent',
+                    # Keeps the disks of an agent that dies.
+                    *(sys.executable, '-m', 'nova_lazyimage.cmd.holder'),
+                    '--',
+                    *(sys.executable, '-m', 'nova_lazyimage.cmd.agent'),
                     '--repository',
                     self.url,
                     '--state',
@@ -126,7 +127,7 @@ class Place:
         # and the next agent needs its lock.
         try:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(process, signal.SIGTERM)
+                signal.pidfd_send_signal(process, signal.SIGINT)
             select.select([process], [], [], START_SECONDS_MAX)
         finally:
             os.close(process)

@@ -26,7 +26,7 @@ from oslo_log import log as logging
 
 from lazyblob import exceptions
 from lazyblob.catalog import api
-from nova_lazyimage.agent import host
+from nova_lazyimage.agent import keeper
 from nova_lazyimage.conductor import rpcapi
 from nova_lazyimage.conductor import service
 from nova_lazyimage.conf import conductor as conductor_conf
@@ -83,9 +83,9 @@ def run(argv: list[str]) -> int:
         print(f'lazyimage-conductor: {exc}', file=sys.stderr)
         return 1
     LOG.info('Answering on topic %s', rpcapi.TOPIC)
-    host.notify('READY=1')
+    keeper.notify('READY=1')
     number = signal.sigwait(SIGNALS)
     LOG.info('Stopping: %s', signal.Signals(number).name)
-    host.notify('STOPPING=1')
+    keeper.notify('STOPPING=1')
     conductor.stop()
     return 0

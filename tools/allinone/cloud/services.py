@@ -177,7 +177,10 @@ def has_inventory() -> bool:
 
 
 def ours() -> list[Service]:
-    """The conductor, and the agent, which changes to its user by itself."""
+    """The conductor, and the agent, which changes to its user by itself.
+
+    There is no service manager here: the holder keeps the agent's session.
+    """
     bin_ = settings.LAZYIMAGE / 'bin'
     controller = '/etc/lazyimage/lazyimage-conductor.conf'
     lazyimage = str(bin_ / 'lazyimage')
@@ -198,8 +201,9 @@ def ours() -> list[Service]:
         Service(
             'lazyimage-agent',
             [
-                str(bin_ / 'lazyimage-agent'),
-                *('--config-file', '/etc/lazyimage/lazyimage.conf'),
+                *(str(bin_ / 'lazyimage-holder'), '--'),
+                *(str(bin_ / 'lazyimage-agent'), '--config-file'),
+                '/etc/lazyimage/lazyimage.conf',
             ],
             needs=('rabbitmq', 'lazyimage-conductor'),
             ready=agent_ready,
