@@ -159,6 +159,27 @@ class Mirror:
 
         :raises BlockingIOError: a COMMIT of this mirror is sealed already
         """
+    def hold(self, limit_seconds: float) -> Held:
+        """Let the disk stand still: writes wait until it is sealed or thawed.
+
+        :param limit_seconds: then it is thawed, whatever the caller does
+        :raises BlockingIOError: a COMMIT of this mirror is held or sealed
+        :raises TimeoutError: a write under way took longer than that
+        """
+
+@final
+class Held:
+    """A disk that stands still; let go of, it is thawed."""
+
+    @property
+    def is_held(self) -> bool: ...
+    def seal(self) -> Sealed:
+        """Seal what was dirty at the freeze; the guest goes on.
+
+        :raises TimeoutError: it was thawed, by whomever
+        """
+    def thaw(self) -> bool:
+        """Let the guest go on; answers whether it was held until now."""
 
 @final
 class Sealed:
@@ -178,7 +199,6 @@ class Sealed:
         """The version stands: what was frozen is clean."""
     def abandon(self) -> None:
         """What was frozen is dirty again."""
-    def set_bandwidth(self, bytes_per_second: int) -> None: ...
 
 def passthrough(mount: str, path: str, threads: int) -> None:
     """Serve one plain file through the same FUSE layer (for ``bench/``).

@@ -400,19 +400,38 @@ impl Mirror {
         if blocks.is_empty() {
             return Outcome::Done;
         }
+        if let Err(outcome) = self.set_aside(&blocks) {
+            return outcome;
+        }
         let gates = gate::mask(&blocks);
-        {
-            let Some(_shared) = self.gates.pass(gates) else {
-                return Outcome::Closed(gates);
-            };
-            if !self.seal.protects(self, blocks.clone()) {
-                return match self.erase(&blocks) {
-                    Ok(()) => Outcome::Done,
-                    Err(stop) => self.outcome(stop, &[], &[]),
-                };
+        let Some(_shared) = self.gates.pass(gates) else {
+            return Outcome::Closed(gates);
+        };
+        if self.seal.protects(self, blocks.clone()) {
+            // Sealed since: it is tried again at once.
+            return Outcome::Closed(gates);
+        }
+        match self.erase(&blocks) {
+            Ok(()) => Outcome::Done,
+            Err(stop) => self.outcome(stop, &[], &[]),
+        }
+    }
+
+    /// Sets blocks aside for a COMMIT, a gate's at a time: they may be the whole disk, and writes
+    /// elsewhere must not wait for so many copies. What was set aside stays so for the next attempt.
+    fn set_aside(&self, blocks: &Range<u64>) -> Result<(), Outcome> {
+        if !self.seal.is_active() {
+            return Ok(());
+        }
+        for piece in gate::pieces(blocks) {
+            if self.seal.protects(self, piece.clone()) {
+                match self.alone(&piece, &[], &[], || Ok(())) {
+                    Outcome::Done => {}
+                    outcome => return Err(outcome),
+                }
             }
         }
-        self.alone(&blocks, &[], &[], || self.erase(&blocks))
+        Ok(())
     }
 
     /// Makes whole blocks zeros: local and a hole, or left alone over a hole of the base (rule 7).
@@ -462,6 +481,9 @@ impl Mirror {
         let whole = ceil(offset) / BLOCK_BYTES..past / BLOCK_BYTES;
         if edges.is_empty() {
             return self.erase_whole(whole);
+        }
+        if let Err(outcome) = self.set_aside(&whole) {
+            return outcome;
         }
         let blocks = offset / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES);
         self.alone(&blocks, &edges, chunks, || {

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cache::Cache;
+use crate::commit::Pauses;
 use crate::engine::OnFull;
 use crate::event::Events;
 use crate::flight::Flights;
 use crate::pool::Pool;
+use crate::watchdog::Watchdog;
 
 /// What all mirrors of an engine share.
 #[derive(Debug)]
@@ -19,6 +21,10 @@ pub struct Core {
     pub flights: Flights,
     /// Executes what was parked.
     pub pool: Arc<Pool>,
+    /// Thaws what is held too long.
+    pub watchdog: Arc<Watchdog>,
+    /// What freezes cost guests.
+    pub pauses: Pauses,
     /// Tells the host.
     pub events: Arc<Events>,
     /// The digest of the FUSE session's id.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::buffer::Buffer;
 use crate::cache::{Cache, matches};
+use crate::commit::Pauses;
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::event::{Event, Events};
@@ -19,6 +20,7 @@ use crate::mirror::Mirror;
 use crate::object;
 use crate::pool::Pool;
 use crate::units::{index, lock};
+use crate::watchdog::Watchdog;
 
 /// Names a chunk: the keyed BLAKE3 hash of its whole, zero-padded content.
 pub type Digest = [u8; 32];
@@ -132,6 +134,8 @@ impl Engine {
             cache: Cache::open(&options.cache_directory, options.cache_bytes)?,
             flights: Flights::default(),
             pool: Arc::new(Pool::default()),
+            watchdog: Arc::new(Watchdog::default()),
+            pauses: Pauses::default(),
             events: Arc::new(Events::default()),
             session: *blake3::hash(options.session_id.as_bytes()).as_bytes(),
             fetch_timeout: options.fetch_timeout,
@@ -142,6 +146,8 @@ impl Engine {
             .pool
             .start(options.threads)
             .map_err(|e| Error::io("start threads for", path, e))?;
+        let watchdog = core.watchdog.start();
+        threads.push(watchdog.map_err(|e| Error::io("start threads for", path, e))?);
         let engine = Arc::new(Self {
             core,
             mirrors: Mutex::default(),
@@ -307,7 +313,7 @@ impl Engine {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let sum = |count: &dyn Fn(&Mirror) -> u64| mirrors.iter().map(|mirror| count(mirror)).sum();
         let core = &self.core;
-        vec![
+        let mut all = vec![
             ("mirrors", mirrors.len() as u64),
             ("cache_bytes", core.cache.used_bytes()),
             ("cache_evicted_total", load(&core.cache.evicted)),
@@ -329,7 +335,9 @@ impl Engine {
                 "parked_now",
                 sum(&|mirror| lock(&mirror.parked).len() as u64),
             ),
-        ]
+        ];
+        all.extend(core.pauses.statistics());
+        all
     }
 
     /// Ends every mirror and the engine's threads; the doors take no more requests by then.
@@ -369,6 +377,7 @@ impl Engine {
 
     fn end_threads(&self) {
         self.core.pool.stop();
+        self.core.watchdog.stop();
         let threads = std::mem::take(&mut *lock(&self.threads));
         for thread in threads {
             // The clock may be the one that drops the engine.

@@ -26,9 +26,12 @@ pub enum Error {
     /// An object that does not match its digest or its own header; Python sees `ChunkCorrupt`.
     #[error("{0}")]
     Corrupt(String),
-    /// A COMMIT of this mirror is sealed already; Python sees `BlockingIOError`.
-    #[error("a COMMIT of this mirror is sealed already; wait until it is published or abandoned")]
+    /// A COMMIT of this mirror is held or sealed already; Python sees `BlockingIOError`.
+    #[error("a COMMIT of this mirror is held or sealed already; wait until it has ended")]
     AlreadySealed,
+    /// The freeze holds no more; Python sees `TimeoutError`.
+    #[error("the freeze has ended: its time was up, or it was thawed or sealed; freeze again")]
+    Thawed,
 }
 
 impl Error {
@@ -52,6 +55,7 @@ impl Error {
             Self::Invalid(_) => libc::EINVAL,
             Self::Corrupt(_) => libc::EIO,
             Self::AlreadySealed => libc::EAGAIN,
+            Self::Thawed => libc::ETIMEDOUT,
         }
     }
 }

@@ -35,7 +35,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::units::lock;
 
@@ -77,6 +78,16 @@ pub fn mask(blocks: &Range<u64>) -> u64 {
     }
     let count = last - first + 1;
     (u64::MAX >> (GATES - count)).rotate_left(u32::try_from(first % GATES).unwrap_or(0))
+}
+
+/// The parts of a range of blocks that pass one gate each.
+pub fn pieces(blocks: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let Range { mut start, end } = blocks.clone();
+    std::iter::from_fn(move || {
+        let from = start;
+        start = end.min((from / REGION_BLOCKS + 1) * REGION_BLOCKS);
+        (from < end).then_some(from..start)
+    })
 }
 
 fn gates(mask: u64) -> impl Iterator<Item = usize> {
@@ -159,29 +170,42 @@ impl<J> Gates<J> {
             return false;
         }
         self.shut(&mut inner, mask);
-        self.drain(inner, mask);
+        while !self.are_empty(mask) {
+            inner = self.wait(inner);
+        }
         true
     }
 
     /// Closes all, waiting for other closers too: for threads that may, one at a time.
-    pub fn close_all(&self) {
+    ///
+    /// # Errors
+    /// Not all were empty in time: all are as they were, and these may try again.
+    pub fn close_all(&self, until: Option<Instant>) -> Result<(), Vec<J>> {
         let mut inner = lock(&self.inner);
         let mut mine = 0;
         // Hold what is free, so that a stream of claims cannot starve a freeze. Nobody else waits
         // for a gate while it holds another, and the caller sees to it that only one does this.
-        while mine != u64::MAX {
+        loop {
             let free = !inner.closed;
-            if free == 0 {
-                inner = self
-                    .changed
-                    .wait(inner)
-                    .unwrap_or_else(PoisonError::into_inner);
-            } else {
+            if free != 0 {
                 self.shut(&mut inner, free);
                 mine |= free;
             }
+            if mine == u64::MAX && self.are_empty(mine) {
+                return Ok(());
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            inner = match left {
+                Some(Duration::ZERO) => break,
+                Some(left) => {
+                    let waited = self.changed.wait_timeout(inner, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.wait(inner),
+            };
         }
-        self.drain(inner, u64::MAX);
+        drop(inner);
+        Err(self.open(mine))
     }
 
     fn shut(&self, inner: &mut Inner<J>, mask: u64) {
@@ -191,13 +215,13 @@ impl<J> Gates<J> {
         }
     }
 
-    fn drain(&self, mut inner: std::sync::MutexGuard<'_, Inner<J>>, mask: u64) {
-        while gates(mask).any(|gate| self.words[gate].0.load(Ordering::SeqCst) != CLOSED) {
-            inner = self
-                .changed
-                .wait(inner)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+    fn are_empty(&self, mask: u64) -> bool {
+        gates(mask).all(|gate| self.words[gate].0.load(Ordering::SeqCst) == CLOSED)
+    }
+
+    fn wait<'a>(&self, inner: MutexGuard<'a, Inner<J>>) -> MutexGuard<'a, Inner<J>> {
+        let waited = self.changed.wait(inner);
+        waited.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens gates that the caller closed; answers who may try again.
@@ -239,6 +263,18 @@ mod tests {
     }
 
     #[test]
+    fn pieces_are_the_range_and_pass_one_gate_each() {
+        for range in [0..0, 7..8, 0..256, 3..256, 255..257, 100..16_500] {
+            let parts: Vec<_> = pieces(&range).collect();
+            assert!(parts.iter().all(|part| mask(part).is_power_of_two()));
+            assert_eq!(
+                parts.into_iter().flatten().collect::<Vec<_>>(),
+                range.collect::<Vec<_>>()
+            );
+        }
+    }
+
+    #[test]
     fn who_meets_a_closed_gate_is_parked_and_woken() {
         let gates = Gates::<u8>::default();
         assert!(gates.try_close(3));
@@ -252,6 +288,22 @@ mod tests {
     }
 
     #[test]
+    fn who_closes_all_gives_up_in_time_and_leaves_the_gates_as_they_were() {
+        let gates = Gates::<u8>::default();
+        let soon = || Some(Instant::now() + Duration::from_millis(20));
+        let inside = gates.pass(1).unwrap();
+        assert_eq!(gates.close_all(soon()), Err(vec![]));
+        drop(gates.pass(3).unwrap());
+        assert!(gates.try_close(2));
+        drop(inside);
+        assert_eq!(gates.close_all(soon()), Err(vec![]));
+        assert!(gates.pass(2).is_none(), "that one was somebody else's");
+        assert!(gates.open(2).is_empty());
+        assert_eq!(gates.close_all(soon()), Ok(()));
+        assert!(gates.pass(1).is_none());
+    }
+
+    #[test]
     fn alone_means_alone() {
         let gates = Arc::new(Gates::<()>::default());
         let alone = Arc::new(AtomicU32::new(0));
@@ -261,7 +313,7 @@ mod tests {
                 std::thread::spawn(move || {
                     for round in 0..2000_u32 {
                         if n == 0 && round % 100 == 0 {
-                            gates.close_all();
+                            gates.close_all(None).unwrap();
                             assert_eq!(alone.swap(9, Ordering::SeqCst), 0);
                             alone.store(0, Ordering::SeqCst);
                             gates.open(u64::MAX);

@@ -34,3 +34,4 @@ mod python;
 mod recover;
 pub mod sys;
 mod units;
+mod watchdog;

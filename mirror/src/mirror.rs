@@ -308,9 +308,8 @@ impl Mirror {
         for job in self.jobs() {
             job.end_parked(Err(libc::EIO));
         }
-        let _one = self.seal.exclusive();
-        // For ever: a write that still runs leaves first, one that comes is parked and then ended.
-        self.gates.close_all();
+        // A write that comes is parked, and ended below.
+        self.close_for_ever();
         let flushed = self.flusher.last_round(self);
         for job in self.jobs() {
             job.end_parked(Err(libc::EIO));
@@ -338,8 +337,7 @@ impl Mirror {
         for job in self.jobs() {
             job.end_parked(Err(libc::EIO));
         }
-        let _one = self.seal.exclusive();
-        self.gates.close_all();
+        self.close_for_ever();
         for file in [self.delta.file(), self.disk_map.file(), self.saved.file()] {
             let _ = file::unlock(file);
         }

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pyo3::exceptions::{
-    PyBlockingIOError, PyNotImplementedError, PyOSError, PyRuntimeError, PyValueError,
+    PyBlockingIOError, PyNotImplementedError, PyOSError, PyRuntimeError, PyTimeoutError,
+    PyValueError,
 };
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -51,6 +52,7 @@ impl From<Error> for PyErr {
             Error::Io { path, source, .. } => os_error(source.raw_os_error(), message, Some(&path)),
             Error::Invalid(_) => PyValueError::new_err(message),
             Error::Corrupt(_) => ChunkCorrupt::new_err(message),
+            Error::Thawed => PyTimeoutError::new_err((libc::ETIMEDOUT, message)),
             Error::AlreadySealed => PyBlockingIOError::new_err((libc::EAGAIN, message)),
         }
     }
@@ -414,6 +416,35 @@ impl Mirror {
         let inner = py.detach(|| self.inner.freeze())?;
         Ok(Sealed { inner })
     }
+
+    fn hold(&self, py: Python<'_>, limit_seconds: f64) -> PyResult<Held> {
+        let limit = seconds(limit_seconds)?;
+        let inner = py.detach(|| self.inner.hold(limit))?;
+        Ok(Held { inner })
+    }
+}
+
+/// A disk that stands still.
+#[pyclass(frozen, module = "nova_lazyimage._mirror")]
+struct Held {
+    inner: commit::Held,
+}
+
+#[pymethods]
+impl Held {
+    #[getter]
+    fn is_held(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.inner.is_held())
+    }
+
+    fn seal(&self, py: Python<'_>) -> PyResult<Sealed> {
+        let inner = py.detach(|| self.inner.seal())?;
+        Ok(Sealed { inner })
+    }
+
+    fn thaw(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.inner.thaw())
+    }
 }
 
 /// The dirty chunks as they were at a freeze.
@@ -449,10 +480,6 @@ impl Sealed {
 
     fn abandon(&self, py: Python<'_>) {
         py.detach(|| self.inner.abandon());
-    }
-
-    fn set_bandwidth(&self, py: Python<'_>, bytes_per_second: u64) {
-        py.detach(|| self.inner.set_bandwidth(bytes_per_second));
     }
 }
 
@@ -508,6 +535,7 @@ fn names(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("ChunkCorrupt", module.py().get_type::<ChunkCorrupt>())?;
     module.add_class::<Engine>()?;
     module.add_class::<Mirror>()?;
+    module.add_class::<Held>()?;
     module.add_class::<Sealed>()?;
     module.add_function(wrap_pyfunction!(passthrough, module)?)?;
     module.add_function(wrap_pyfunction!(decode_object, module)?)?;
