@@ -28,6 +28,7 @@ NAMES = {
     'fuse': 'bench.fuse',
     'touch': 'bench.touch',
     'misses': 'bench.misses',
+    'scale': 'bench.scale',
     'import': 'bench.importing',
     'cloud': 'bench.cloud',
 }

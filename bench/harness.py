@@ -111,12 +111,17 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """At least so many times as good as another, the baseline by default."""
+    """At least so many times as good as another, the baseline by default.
+
+    :param at_most: instead, of a metric that no baseline can stand for: the
+        largest median, whatever the others measure
+    """
 
     metric: str
     contender: str
-    at_least: float
+    at_least: float = 0.0
     against: str = ''
+    at_most: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,12 +169,22 @@ class Row:
     goal: float | None = None
     against: str = ''  # whom the ratio compares with; '': the baseline
     ratio_spread: float = 0.0  # of the rounds' ratios, largest - smallest
+    at_most: float | None = None
 
     @property
     def is_met(self) -> bool | None:
+        if self.at_most is not None:
+            return self.median <= self.at_most
         if self.goal is None or self.ratio is None:
             return None
         return self.ratio >= self.goal
+
+    @property
+    def wanted(self) -> str:
+        """The goal, for people."""
+        if self.at_most is not None:
+            return f'<= {_figure(self.at_most)}'
+        return '' if self.goal is None else f'>= {self.goal:g}'
 
 
 Rounds = list[dict[str, Measurements]]
@@ -340,9 +355,10 @@ def _row(
             result[name].get(_cpu_key(metric.name), result[name][CPU])
             for result in rounds
         ),
-        goal.at_least if goal else None,
+        goal.at_least if goal and goal.at_most is None else None,
         '' if against == bench.baseline else against,
         max(ratios) - min(ratios) if ratios else 0.0,
+        goal.at_most if goal else None,
     )
 
 
@@ -376,7 +392,7 @@ def table(bench: Bench, rows: Iterable[Row], rounds: int) -> str:
                 '' if row.against else f'{row.cpu_seconds:.2f}',
                 '-' if row.ratio is None else f'{row.ratio:.2f}',
                 '' if row.ratio is None else f'{row.ratio_spread:.2f}',
-                '' if row.goal is None else f'>= {row.goal:g}',
+                row.wanted,
                 verdict,
             )
         )
@@ -460,6 +476,7 @@ def save(
                 'against': row.against or bench.baseline,
                 'ratio_spread': row.ratio_spread,
                 'goal': row.goal,
+                'at_most': row.at_most,
                 'met': row.is_met,
             }
             for row in rows

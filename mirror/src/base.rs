@@ -2,12 +2,17 @@
 //! The attach base: which chunk lies where, and where the cache had it last.
 //!
 //! Immutable but for the hints, so readers take no lock. A hint is a guess that the cache checks.
+//!
+//! A leaf takes 10 KiB, a full disk of 100 GB some 8 MiB of them. Mirrors of versions that share
+//! leaves share them here too, hints included: a host's thirtieth mirror of an image costs nothing.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 
 use crate::engine::Digest;
 use crate::error::{Error, Result};
-use crate::units::index;
+use crate::units::{index, lock};
 
 /// Digests in a leaf of the manifest.
 const LEAF_CHUNKS: u64 = 256;
@@ -19,10 +24,43 @@ struct Leaf {
     hints: Vec<AtomicU64>,
 }
 
+/// The leaves that any mirror holds, by content and chunk size (a hint names a slot of one size).
+#[derive(Debug, Default)]
+pub struct Leaves(Mutex<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
+    by_name: HashMap<[u8; 32], Weak<Leaf>>,
+    /// Dead entries are looked for when there are so many.
+    look_at: usize,
+}
+
+impl Leaves {
+    fn share(&self, digests: &[u8], chunk_size: u64) -> Arc<Leaf> {
+        let mut hasher = blake3::Hasher::new();
+        let name = hasher.update(&chunk_size.to_le_bytes()).update(digests);
+        let name = *name.finalize().as_bytes();
+        let mut held = lock(&self.0);
+        if let Some(leaf) = held.by_name.get(&name).and_then(Weak::upgrade) {
+            return leaf;
+        }
+        if held.by_name.len() >= held.look_at {
+            held.by_name.retain(|_, leaf| leaf.strong_count() > 0);
+            held.look_at = 64.max(2 * held.by_name.len());
+        }
+        let leaf = Arc::new(Leaf {
+            digests: digests.to_vec(),
+            hints: (0..LEAF_CHUNKS).map(|_| AtomicU64::new(0)).collect(),
+        });
+        held.by_name.insert(name, Arc::downgrade(&leaf));
+        leaf
+    }
+}
+
 /// The attach base's manifest.
 #[derive(Debug)]
 pub struct Base {
-    leaves: Vec<Option<Box<Leaf>>>,
+    leaves: Vec<Option<Arc<Leaf>>>,
 }
 
 /// A chunk of the base that is no hole.
@@ -49,7 +87,12 @@ impl BaseChunk<'_> {
 
 impl Base {
     /// From (leaf index, digests); chunks past `chunk_count` must be holes.
-    pub fn new(leaves: &[(u64, Vec<u8>)], chunk_count: u64) -> Result<Self> {
+    pub fn new(
+        held: &Leaves,
+        leaves: &[(u64, Vec<u8>)],
+        chunk_count: u64,
+        chunk_size: u64,
+    ) -> Result<Self> {
         let leaf_count = chunk_count.div_ceil(LEAF_CHUNKS);
         let mut base = Self { leaves: Vec::new() };
         base.leaves.resize_with(index(leaf_count), || None);
@@ -77,10 +120,7 @@ impl Base {
             if slot.is_some() {
                 return Err(Error::Invalid(format!("leaf {leaf} is given twice")));
             }
-            *slot = Some(Box::new(Leaf {
-                digests: digests.clone(),
-                hints: (0..LEAF_CHUNKS).map(|_| AtomicU64::new(0)).collect(),
-            }));
+            *slot = Some(held.share(digests, chunk_size));
         }
         Ok(base)
     }
@@ -109,13 +149,34 @@ mod tests {
     fn absent_leaves_and_zero_digests_are_holes() {
         let mut digests = vec![0; 8192];
         digests[32..64].fill(5);
-        let base = Base::new(&[(1, digests.clone())], 300).unwrap();
+        let held = Leaves::default();
+        let new = |leaves: &[_], count| Base::new(&held, leaves, count, 1 << 19);
+        let base = new(&[(1, digests.clone())], 300).unwrap();
         assert!(base.chunk(1).is_none());
         assert!(base.chunk(256).is_none());
         assert_eq!(base.chunk(257).unwrap().digest, &[5; 32]);
         assert!(base.chunk(100_000).is_none());
-        assert!(Base::new(&[(1, digests.clone())], 257).is_err());
-        assert!(Base::new(&[(0, vec![0; 8191])], 300).is_err());
-        assert!(Base::new(&[(0, digests.clone()), (0, digests)], 300).is_err());
+        assert!(new(&[(1, digests.clone())], 257).is_err());
+        assert!(new(&[(0, vec![0; 8191])], 300).is_err());
+        assert!(new(&[(0, digests.clone()), (0, digests)], 300).is_err());
+    }
+
+    #[test]
+    fn equal_leaves_of_one_chunk_size_are_one_and_go_with_their_last_mirror() {
+        let held = Leaves::default();
+        let leaf = |byte: u8| vec![(0, [byte; 8192].to_vec())];
+        let new = |byte, size| Base::new(&held, &leaf(byte), 256, size).unwrap();
+        let (a, b) = (new(1, 1 << 19), new(1, 1 << 19));
+        a.chunk(3).unwrap().set_hint(7);
+        assert_eq!(b.chunk(3).unwrap().hint(), 7);
+        assert_eq!(new(1, 1 << 18).chunk(3).unwrap().hint(), 0);
+        assert_eq!(new(2, 1 << 19).chunk(3).unwrap().hint(), 0);
+        drop((a, b));
+        assert_eq!(new(1, 1 << 19).chunk(3).unwrap().hint(), 0);
+        for turn in 0..200_u64 {
+            drop(Base::new(&held, &leaf(3), 256, 1 << (12 + turn % 10)).unwrap());
+            drop(new(u8::try_from(turn).unwrap(), 4096));
+        }
+        assert!(lock(&held.0).by_name.len() <= 65);
     }
 }

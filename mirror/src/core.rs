@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::base::Leaves;
 use crate::cache::Cache;
 use crate::commit::Pauses;
 use crate::engine::OnFull;
@@ -19,6 +20,8 @@ pub struct Core {
     pub cache: Cache,
     /// Those on their way.
     pub flights: Flights,
+    /// The manifests' leaves that mirrors share.
+    pub leaves: Leaves,
     /// Executes what was parked.
     pub pool: Arc<Pool>,
     /// Thaws what is held too long.

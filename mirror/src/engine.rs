@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::base::Leaves;
 use crate::buffer::Buffer;
 use crate::cache::{Cache, matches};
 use crate::commit::Pauses;
@@ -133,6 +134,7 @@ impl Engine {
         let core = Arc::new(Core {
             cache: Cache::open(&options.cache_directory, options.cache_bytes)?,
             flights: Flights::default(),
+            leaves: Leaves::default(),
             pool: Arc::new(Pool::default()),
             watchdog: Arc::new(Watchdog::default()),
             pauses: Pauses::default(),

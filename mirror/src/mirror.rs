@@ -96,7 +96,12 @@ impl Mirror {
         let blocks = options.size_bytes.div_ceil(BLOCK_BYTES);
         let blocks_max = (GROWTH_BYTES / BLOCK_BYTES).max(blocks * 4);
         let chunk_count = options.size_bytes.div_ceil(options.chunk_size_bytes);
-        let base = Base::new(&options.leaves, chunk_count)?;
+        let base = Base::new(
+            &core.leaves,
+            &options.leaves,
+            chunk_count,
+            options.chunk_size_bytes,
+        )?;
         let Opened {
             delta,
             saved,

@@ -158,6 +158,13 @@ class TestTable:
         with pytest.raises(harness.TooFewRounds, match='2 of 3'):
             harness.evaluate(bench(), rounds)
 
+    @pytest.mark.parametrize(('seconds', 'met'), [(5, True), (7, False)])
+    def test_a_limit_asks_nothing_of_the_baseline(self, seconds, met):
+        goal = harness.Goal('time', 'new', at_most=6.0)
+        rows = self.rows([1] * 3, [seconds] * 3, goals=[goal])
+        assert rows[1].is_met is met
+        assert '<= 6' in harness.table(bench(), rows, 3)
+
     def test_people_can_read_it(self):
         goal = harness.Goal('time', 'new', 3.0)
         rows = self.rows([10] * 3, [5] * 3, goals=[goal])
