@@ -17,7 +17,13 @@ ROOT_RUN = tools/allinone/root.sh run --
 # Stages of "make test": all, or those named.
 STAGES ?=
 
-.PHONY: help test test-quick lint docs bench
+# How long "make soak" is: kills of the agent, seconds of each other run.
+KILLS ?= 1000
+SECONDS ?= 600
+# A test of it, as pytest's -k takes it; all if empty.
+ONLY ?=
+
+.PHONY: help test test-quick lint docs bench soak
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort -u | \
@@ -37,6 +43,12 @@ lint: ## the linters, on this host
 
 docs: ## the documentation, in doc/build/html, on this host
 	tools/test/tox -e docs
+
+soak: ## the long runs, in a root of its own [KILLS=1000 SECONDS=600 ONLY=name]
+	LAZYIMAGE_SOAK=1 LAZYIMAGE_SOAK_KILLS=$(KILLS) \
+		LAZYIMAGE_SOAK_SECONDS=$(SECONDS) \
+		LAZYIMAGE_SOAK_ONLY='$(ONLY)' \
+		$(ROOT_RUN) python3 tools/test/run.py soak
 
 bench: ## the comparisons, in a root of its own [ONLY=name]
 	tools/test/bench $(ONLY)

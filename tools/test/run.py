@@ -39,6 +39,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 
 CHECK_SECONDS_MAX = 1500.0
+SOAK_SECONDS_MAX = 12 * 3600.0
 TREE = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = pathlib.Path(
     os.environ.get('LAZYIMAGE_TEST_RESULTS') or tempfile.mkdtemp(prefix='lt-')
@@ -74,6 +75,7 @@ class Check:
     folder: pathlib.Path = TREE
     suite: str = ''  # 'pytest' or 'cargo' for a program with tests of its own
     remedy: str = ''
+    seconds_max: float = CHECK_SECONDS_MAX
 
     def run(self) -> Counts:
         """Run it, its output passed on; a failure counts at least one."""
@@ -90,7 +92,7 @@ class Check:
         if self.suite == 'pytest':
             report.unlink(missing_ok=True)
             command.append(f'--junitxml={report}')
-        status, lines = stream(command, self.folder)
+        status, lines = stream(command, self.folder, self.seconds_max)
         if self.suite == 'pytest':
             counts = counts_of_junit(report)
         elif self.suite == 'cargo':
@@ -111,7 +113,11 @@ class Check:
         return counts
 
 
-def stream(command: list[str], folder: pathlib.Path) -> tuple[int, list[str]]:
+def stream(
+    command: list[str],
+    folder: pathlib.Path,
+    seconds_max: float = CHECK_SECONDS_MAX,
+) -> tuple[int, list[str]]:
     """Run a program and pass on what it prints; its status and lines.
 
     One that does not end is killed: a test that hangs past its own time-out
@@ -130,7 +136,7 @@ def stream(command: list[str], folder: pathlib.Path) -> tuple[int, list[str]]:
     ) as process:
         assert process.stdout is not None
         guard = threading.Timer(
-            CHECK_SECONDS_MAX, os.killpg, (process.pid, signal.SIGKILL)
+            seconds_max, os.killpg, (process.pid, signal.SIGKILL)
         )
         guard.start()
         for line in process.stdout:
@@ -307,10 +313,46 @@ def e2e() -> list[Check]:
     return [Check('e2e', pytest('--timeout=900', 'tests/e2e'), suite='pytest')]
 
 
+def soak() -> list[Check]:
+    """The long runs; "make soak" says how long.
+
+    Every test with the mark ``soak``, which takes its length from the
+    environment; those that are too long for "make test" are in tests/soak.
+    ``LAZYIMAGE_SOAK_ONLY`` chooses, as pytest's ``-k`` does.
+    """
+    found = [
+        str(path.relative_to(TREE))
+        for path in sorted((TREE / 'tests').rglob('test_*.py'))
+        if 'pytest.mark.soak' in path.read_text()
+    ]
+    options = ['-m', 'soak', '--timeout=0', '-s']
+    only = os.environ.get('LAZYIMAGE_SOAK_ONLY')
+    if only:
+        return [
+            Check(
+                only,
+                pytest(*options, '-k', only, *found),
+                suite='pytest',
+                seconds_max=SOAK_SECONDS_MAX,
+            )
+        ]
+    return [
+        Check(
+            name,
+            pytest(*options, name),
+            suite='pytest',
+            seconds_max=SOAK_SECONDS_MAX,
+        )
+        for name in found
+    ]
+
+
 STAGES = {
     stage.__name__: stage
     for stage in (lint, types, unit, wheel, docs, functional, e2e)
 }
+# Not of "make test": only when named.
+LONG_STAGES = {'soak': soak}
 
 
 def prepare() -> None:
@@ -335,9 +377,10 @@ def main(arguments: list[str] | None = None) -> int:
         'stages', nargs='*', metavar='STAGE', help=', '.join(STAGES)
     )
     chosen = parser.parse_args(arguments).stages or list(STAGES)
-    unknown = [name for name in chosen if name not in STAGES]
+    stages = {**STAGES, **LONG_STAGES}
+    unknown = [name for name in chosen if name not in stages]
     if unknown:
-        parser.error(f'no stage "{unknown[0]}"; there are {", ".join(STAGES)}')
+        parser.error(f'no stage "{unknown[0]}"; there are {", ".join(stages)}')
     prepare()
     started = time.monotonic()
     total = Counts()
@@ -346,7 +389,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in chosen:
         stage_started = time.monotonic()
         counts = Counts()
-        for check in STAGES[name]():
+        for check in stages[name]():
             print(f'\n--- {name}: {check.name}', flush=True)
             check_started = time.monotonic()
             result = check.run()

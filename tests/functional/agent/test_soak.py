@@ -214,6 +214,7 @@ class Soak:
                 assert file.read() == disk.data, f'{disk.path} differs'
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(SECONDS * 4 + 120)
 def test_random_operations_never_disagree_with_the_model(site, rng, noise):
     soak = Soak(site, rng, noise)
