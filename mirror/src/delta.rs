@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::faults::{self, Call};
 use crate::sys::file::{self, Create};
 use crate::units::BLOCK_BYTES;
 
@@ -24,7 +25,10 @@ pub struct Delta {
 impl Delta {
     /// Opens the file, unfenced.
     pub fn open(path: &Path, create: Create) -> Result<Self> {
-        let file = file::open(path, create, true).map_err(|e| Error::io("open", path, e))?;
+        let file = faults::call(path, "open", Call::Create, || {
+            file::open(path, create, true)
+        })
+        .map_err(|e| Error::io("open", path, e))?;
         if file::is_on_nfs(&file).map_err(|e| Error::io("stat", path, e))? {
             return Err(Error::errno("fence on NFS", path, libc::EOPNOTSUPP));
         }
@@ -49,7 +53,7 @@ impl Delta {
         let wanted = size_bytes.next_multiple_of(BLOCK_BYTES);
         let extend = || {
             if self.file.metadata()?.len() < wanted {
-                self.file.set_len(wanted)?;
+                self.set_len(wanted)?;
             }
             Ok(())
         };
@@ -60,25 +64,32 @@ impl Delta {
     #[inline]
     pub fn read(&self, offset: u64, blocks: &mut [u8]) -> io::Result<()> {
         debug_assert!(offset % BLOCK_BYTES == 0 && crate::buffer::is_aligned(blocks));
-        self.file.read_exact_at(blocks, offset)
+        faults::call(&self.path, "read", Call::Other, || {
+            self.file.read_exact_at(blocks, offset)
+        })
     }
 
     /// Writes whole blocks.
     #[inline]
     pub fn write(&self, offset: u64, blocks: &[u8]) -> io::Result<()> {
         debug_assert!(offset % BLOCK_BYTES == 0 && crate::buffer::is_aligned(blocks));
-        self.file.write_all_at(blocks, offset)
+        let call = Call::Write(offset, blocks);
+        faults::call(&self.path, "write", call, || {
+            self.file.write_all_at(blocks, offset)
+        })
     }
 
     /// Makes whole blocks a hole.
     pub fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         debug_assert!(offset % BLOCK_BYTES == 0 && len % BLOCK_BYTES == 0);
-        file::punch(&self.file, offset, len)
+        faults::call(&self.path, "punch", Call::Punch(offset, len), || {
+            file::punch(&self.file, offset, len)
+        })
     }
 
     /// Makes every write that has returned durable.
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        faults::call(&self.path, "sync", Call::Sync, || self.file.sync_data())
     }
 
     /// The bytes that the file system holds for it.
@@ -88,7 +99,13 @@ impl Delta {
 
     /// Drops everything.
     pub fn clear(&self, size_bytes: u64) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.set_len(size_bytes.next_multiple_of(BLOCK_BYTES))
+        self.set_len(0)?;
+        self.set_len(size_bytes.next_multiple_of(BLOCK_BYTES))
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        faults::call(&self.path, "resize", Call::Resize(bytes), || {
+            self.file.set_len(bytes)
+        })
     }
 }

@@ -24,6 +24,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::faults::{self, Call};
 use crate::sys::file::{self, Create};
 use crate::units::{BLOCK_BYTES, PAGE_BLOCKS, index};
 
@@ -110,7 +111,10 @@ fn len_for(size_bytes: u64) -> u64 {
 impl DiskMap {
     /// Opens the file, or makes an empty one that has no header yet.
     pub fn open(path: &Path, create: Create) -> Result<Self> {
-        let file = file::open(path, create, false).map_err(|e| Error::io("open", path, e))?;
+        let file = faults::call(path, "open", Call::Create, || {
+            file::open(path, create, false)
+        })
+        .map_err(|e| Error::io("open", path, e))?;
         Ok(Self {
             file,
             path: path.to_owned(),
@@ -125,8 +129,7 @@ impl DiskMap {
     /// Its header; refused if it is not one that we wrote.
     pub fn header(&self) -> Result<Header> {
         let mut bytes = [0; HEADER_BYTES];
-        self.file
-            .read_exact_at(&mut bytes, 0)
+        self.read_at(&mut bytes, 0)
             .map_err(|e| Error::io("read", &self.path, e))?;
         Header::decode(&bytes).map_err(|what| {
             Error::Invalid(format!(
@@ -138,16 +141,23 @@ impl DiskMap {
 
     /// Takes the space for a disk of this size; new pages are zeros.
     pub fn extend(&self, size_bytes: u64) -> Result<()> {
-        file::preallocate(&self.file, 0, len_for(size_bytes))
-            .map_err(|e| Error::io("extend", &self.path, e))
+        let len = len_for(size_bytes);
+        let call = Call::Allocate(len);
+        faults::call(&self.path, "extend", call, || {
+            file::preallocate(&self.file, 0, len)
+        })
+        .map_err(|e| Error::io("extend", &self.path, e))
     }
 
     /// Writes the header durably, with everything before it.
     pub fn set_header(&self, header: &Header) -> Result<()> {
         let write = || {
-            self.file.sync_data()?;
-            self.file.write_all_at(&header.encode(), 0)?;
-            self.file.sync_all()
+            self.sync()?;
+            let bytes = header.encode();
+            faults::call(&self.path, "header", Call::Write(0, &bytes), || {
+                self.file.write_all_at(&bytes, 0)
+            })?;
+            faults::call(&self.path, "sync", Call::Sync, || self.file.sync_all())
         };
         write().map_err(|e| Error::io("write", &self.path, e))
     }
@@ -155,20 +165,28 @@ impl DiskMap {
     /// Reads a page.
     pub fn read(&self, page: u64) -> Result<Page> {
         let mut bytes = [0; index(PAGE_BYTES)];
-        self.file
-            .read_exact_at(&mut bytes, PAGE_BYTES * (1 + page))
+        self.read_at(&mut bytes, PAGE_BYTES * (1 + page))
             .map_err(|e| Error::io("read", &self.path, e))?;
         Ok(Page(bytes))
     }
 
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        faults::call(&self.path, "read", Call::Other, || {
+            self.file.read_exact_at(bytes, offset)
+        })
+    }
+
     /// Writes a page; durable after [`DiskMap::sync`].
     pub fn write(&self, page: u64, content: &Page) -> io::Result<()> {
-        self.file.write_all_at(&content.0, PAGE_BYTES * (1 + page))
+        let offset = PAGE_BYTES * (1 + page);
+        faults::call(&self.path, "page", Call::Write(offset, &content.0), || {
+            self.file.write_all_at(&content.0, offset)
+        })
     }
 
     /// Makes the written pages durable.
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        faults::call(&self.path, "sync", Call::Sync, || self.file.sync_data())
     }
 }
 

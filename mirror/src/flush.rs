@@ -22,6 +22,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::disk::{Answer, Errno};
 use crate::event::Event;
+use crate::faults;
 use crate::job::{Job, Reason};
 use crate::mirror::{Mirror, copy_page};
 use crate::units::lock;
@@ -119,6 +120,7 @@ impl Flusher {
                 .iter()
                 .map(|&page| copy_page(&mirror.live, page))
                 .collect();
+            faults::step(mirror.delta.path(), "copied");
             mirror.delta.sync()?;
             for (&page, copy) in pages.iter().zip(&copies) {
                 mirror.disk_map.write(page, copy)?;

@@ -18,6 +18,8 @@ mod diskmap;
 pub mod engine;
 pub mod error;
 pub mod event;
+#[doc(hidden)]
+pub mod faults;
 mod flight;
 mod flush;
 pub mod fuse;

@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
+use crate::faults::{self, Call};
 use crate::sys::file::{self, Create};
 use crate::sys::mem::SharedWords;
 use crate::units::{PAGE_BLOCKS, PAGE_WORDS, index};
@@ -64,6 +65,18 @@ pub enum Bits {
     Base = 4,
 }
 
+impl Bits {
+    /// For the crash table: which of the two dirty bitmaps it is says nothing there.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Even | Self::Odd => "dirty",
+            Self::Saved => "saved",
+            Self::Base => "base",
+        }
+    }
+}
+
 /// What a live map is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
@@ -92,7 +105,8 @@ fn pages_of(blocks: u64) -> u64 {
 impl LiveMap {
     /// Makes a map of zeros that nobody believes before [`LiveMap::believe`].
     pub fn create(path: &Path, blocks: u64, blocks_max: u64) -> Result<Self> {
-        match std::fs::remove_file(path) {
+        let call = || std::fs::remove_file(path);
+        match faults::call(path, "remove", Call::Other, call) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::io("replace", path, error));
             }
@@ -149,7 +163,9 @@ impl LiveMap {
     pub fn extend(&self, blocks: u64) -> Result<()> {
         let words = HEADER_WORDS + pages_of(blocks) * SEGMENT_WORDS;
         let grow = || {
-            file::preallocate(&self.file, 0, words * 8)?;
+            faults::call(&self.path, "extend", Call::Other, || {
+                file::preallocate(&self.file, 0, words * 8)
+            })?;
             self.words.expose(index(words))
         };
         grow().map_err(|e| Error::io("extend", &self.path, e))
@@ -171,7 +187,9 @@ impl LiveMap {
         put(WORD_NONCE, &identity.nonce);
         put(WORD_ATTACH, &identity.attach);
         put(WORD_SESSION, &identity.session);
+        faults::step(&self.path, "named");
         put(WORD_MAGIC, &MAGIC.to_le_bytes());
+        faults::step(&self.path, "believed");
     }
 
     /// The bitmap that writes mark.
@@ -198,6 +216,7 @@ impl LiveMap {
         self.words
             .word(WORD_GENERATION)
             .fetch_add(1, Ordering::SeqCst);
+        faults::step(&self.path, "swap");
     }
 
     /// The word that holds 64 blocks' bits from block `64 * word` on.
@@ -223,6 +242,7 @@ impl LiveMap {
             // A look first: a bit that is set already costs no exclusive cache line.
             if word.load(Ordering::Acquire) & mask != mask {
                 any |= word.fetch_or(mask, Ordering::SeqCst) & mask != mask;
+                faults::step(&self.path, bits.name());
             }
         }
         any
@@ -263,6 +283,7 @@ impl LiveMap {
             let word = self.word(bits, word);
             if word.load(Ordering::Relaxed) != 0 {
                 word.store(0, Ordering::SeqCst);
+                faults::step(&self.path, "clear");
             }
         }
     }
@@ -274,6 +295,7 @@ impl LiveMap {
             let bits = from.load(Ordering::SeqCst);
             if bits != 0 {
                 self.word(to, word).fetch_or(bits, Ordering::SeqCst);
+                faults::step(&self.path, "merge");
                 from.store(0, Ordering::SeqCst);
             }
         }

@@ -32,6 +32,7 @@ use crate::disk::{Answer, Disk, Door, Errno, Ticket};
 use crate::diskmap::{DiskMap, Header, Page};
 use crate::engine::{AttachOptions, Statistics};
 use crate::error::{Error, Result};
+use crate::faults::{self, Call};
 use crate::flush::Flusher;
 use crate::gate::Gates;
 use crate::job::{Job, Outcome, Reason, Request};
@@ -307,6 +308,13 @@ impl Mirror {
         }
     }
 
+    /// Tries held writes again now: for tests of full disks.
+    #[cfg(feature = "faults")]
+    #[doc(hidden)]
+    pub fn retry_held(&self) {
+        self.tick();
+    }
+
     /// Ends the mirror: nothing new, nothing parked, everything flushed and marked clean.
     pub(crate) fn close(&self) -> Result<()> {
         self.closing.store(true, Ordering::SeqCst);
@@ -324,7 +332,8 @@ impl Mirror {
         header.clean = true;
         self.disk_map.set_header(&header)?;
         // The disk map says it all now; a live map left behind would only take memory.
-        let _ = std::fs::remove_file(&self.live_path);
+        let live = &self.live_path;
+        let _ = faults::call(live, "remove", Call::Other, || std::fs::remove_file(live));
         for (file, path) in [
             (self.delta.file(), self.delta.path()),
             (self.disk_map.file(), self.delta.path()),

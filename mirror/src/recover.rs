@@ -21,6 +21,7 @@ use crate::diskmap::{DiskMap, Header, Page};
 use crate::engine::AttachOptions;
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::faults::{self, Call};
 use crate::live::{Bits, Identity, LiveMap};
 use crate::pages::Pages;
 use crate::sys::file::{self, Create};
@@ -167,9 +168,11 @@ fn open_files(core: &Core, options: &AttachOptions, blocks_max: u64) -> Result<O
         .sync()
         .map_err(|e| Error::io("sync", delta.path(), e))?;
     disk_map.set_header(&header)?;
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|e| Error::io("sync", directory, e))?;
+    sync_directory(directory)?;
+    if let (true, Some(parent)) = (options.create, directory.parent()) {
+        // The folder's own name, too: it is new.
+        sync_directory(parent)?;
+    }
     live.believe(&identity);
     Ok(Opened {
         delta,
@@ -179,6 +182,11 @@ fn open_files(core: &Core, options: &AttachOptions, blocks_max: u64) -> Result<O
         pages,
         header,
     })
+}
+
+fn sync_directory(path: &Path) -> Result<()> {
+    faults::call(path, "sync", Call::Sync, || File::open(path)?.sync_all())
+        .map_err(|e| Error::io("sync", path, e))
 }
 
 fn check_header(

@@ -272,7 +272,8 @@ def unit() -> list[Check]:
         Check('unit', pytest('-n', '2', 'tests/unit'), suite='pytest'),
         Check(
             'cargo test',
-            ['cargo', 'test', '--locked'],
+            # With "faults" for tests/crash; a wheel is built without.
+            ['cargo', 'test', '--locked', '--features', 'faults'],
             TREE / 'mirror',
             suite='cargo',
         ),
