@@ -10,14 +10,15 @@
 //! 2. A page is taken from the changed set only by a round, so a later round that finds it unchanged
 //!    begins after the round that wrote it has ended.
 //! 3. A failed sync or page write fails every later flush: the kernel reports it once and forgets
-//!    the pages, so a later success would be a lie.
+//!    the pages, so a later success would be a lie. It stands in the live map, for a successor's
+//!    would be one, too; a mirror that is recovered from its disk map holds what was flushed.
 //!
 //! # Crash, threads
 //!
 //! A kill between any two steps leaves the disk map behind the data, never ahead; the live map is
-//! untouched by all this. The first who asks runs the round on its own thread, as on a raw file.
+//! untouched by all this (`CRASHES.rst`, every step of it). The first who asks runs the round on its own thread, as on a raw file.
 
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::disk::{Answer, Errno};
@@ -38,8 +39,6 @@ struct State {
 pub struct Flusher {
     state: Mutex<State>,
     ended: Condvar,
-    /// The errno that stuck, or 0.
-    failed: AtomicI32,
 }
 
 impl Flusher {
@@ -60,7 +59,7 @@ impl Flusher {
             }
             state.running = true;
         }
-        let result = self.round(mirror, false);
+        let result = Self::round(mirror, false);
         self.end_round(mirror);
         match result {
             Ok(()) => Answer::Done,
@@ -85,7 +84,7 @@ impl Flusher {
         let mirror_of_jobs = first.mirror.clone();
         mirror.core.pool.run(Box::new(move || {
             let flusher = &mirror_of_jobs.flusher;
-            let result = flusher.round(&mirror_of_jobs, false);
+            let result = Self::round(&mirror_of_jobs, false);
             for job in jobs {
                 job.end_parked(result);
             }
@@ -104,13 +103,13 @@ impl Flusher {
         }
         state.running = true;
         drop(state);
-        let result = self.round(mirror, true);
+        let result = Self::round(mirror, true);
         lock(&self.state).running = false;
         result
     }
 
-    fn round(&self, mirror: &Mirror, stale: bool) -> Result<(), Errno> {
-        match self.failed.load(Ordering::SeqCst) {
+    fn round(mirror: &Mirror, stale: bool) -> Result<(), Errno> {
+        match mirror.live.failed() {
             0 => {}
             errno => return Err(errno),
         }
@@ -131,22 +130,25 @@ impl Flusher {
             Ok(())
         };
         mirror.counters.flushes.fetch_add(1, Ordering::Relaxed);
-        steps().map_err(|error: std::io::Error| {
-            let errno = error.raw_os_error().unwrap_or(libc::EIO);
-            self.failed.store(errno, Ordering::SeqCst);
-            mirror.core.events.push(
-                Event::new("alarm")
-                    .text("what", "flush failed; every later one will")
-                    .text("instance", &mirror.instance)
-                    .text("disk", &mirror.disk)
-                    .text("error", error.to_string()),
-            );
-            errno
-        })
+        steps().map_err(|error: std::io::Error| mirror.sync_failed(&error))
     }
 }
 
 impl Mirror {
+    /// A sync of what the guest wrote has failed: from now on every flush does.
+    pub(crate) fn sync_failed(&self, error: &std::io::Error) -> Errno {
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        self.live.fail(errno);
+        self.core.events.push(
+            Event::new("alarm")
+                .text("what", "flush failed; every later one will")
+                .text("instance", &self.instance)
+                .text("disk", &self.disk)
+                .text("error", error.to_string()),
+        );
+        errno
+    }
+
     /// Flushes for a running job whose write is done.
     pub(crate) fn flush_job(&self, job: &Arc<Job>) {
         let answer = self.flusher.flush(self, || Some(job.clone()));
@@ -170,7 +172,7 @@ impl Mirror {
             };
             if idle {
                 // A failure sticks and has raised its alarm.
-                let _ = mirror.flusher.round(&mirror, false);
+                let _ = Flusher::round(&mirror, false);
                 mirror.flusher.end_round(&mirror);
             }
         }));

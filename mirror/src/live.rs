@@ -44,6 +44,7 @@ const SEGMENT_WORDS: u64 = BITMAPS * PAGE_WORDS;
 const WORD_MAGIC: usize = 0;
 const WORD_FORMAT: usize = 1;
 const WORD_GENERATION: usize = 2;
+const WORD_FAILED: usize = 3;
 const WORD_BOOT: usize = 4;
 const WORD_NONCE: usize = 6;
 const WORD_ATTACH: usize = 8;
@@ -190,6 +191,19 @@ impl LiveMap {
         faults::step(&self.path, "named");
         put(WORD_MAGIC, &MAGIC.to_le_bytes());
         faults::step(&self.path, "believed");
+    }
+
+    /// The errno of a sync that failed, for successors too; 0: none has.
+    pub fn failed(&self) -> i32 {
+        let errno = self.words.word(WORD_FAILED).load(Ordering::SeqCst);
+        i32::try_from(errno).unwrap_or(libc::EIO)
+    }
+
+    /// Notes that a sync failed.
+    pub fn fail(&self, errno: i32) {
+        let word = self.words.word(WORD_FAILED);
+        word.store(u64::from(errno.unsigned_abs()), Ordering::SeqCst);
+        faults::step(&self.path, "failed");
     }
 
     /// The bitmap that writes mark.

@@ -14,6 +14,8 @@
 //! | orderly stop | disk map, clean | dirty bits are exact |
 //! | killed while attaching | live map without magic, or of another nonce | disk map, as it was: nothing was written yet |
 //!
+//! `CRASHES.rst` goes through every step; `tests/crash` proves it.
+//!
 //! # Threads
 //!
 //! Doors call from any number of threads; what must wait becomes a [`Job`] and owns none. Locks are
@@ -261,9 +263,11 @@ impl Mirror {
         self.delta.extend(size_bytes)?;
         self.disk_map.extend(size_bytes)?;
         self.live.extend(size_bytes.div_ceil(BLOCK_BYTES))?;
-        self.delta
-            .sync()
-            .map_err(|e| Error::io("sync", self.delta.path(), e))?;
+        self.delta.sync().map_err(|e| {
+            // The guest's writes were in it: a flush that succeeds now would hide that.
+            self.sync_failed(&e);
+            Error::io("sync", self.delta.path(), e)
+        })?;
         header.size_bytes = header.size_bytes.max(size_bytes);
         self.disk_map.set_header(&header)?;
         self.size_bytes.store(size_bytes, Ordering::SeqCst);

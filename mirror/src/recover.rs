@@ -7,6 +7,8 @@
 //! | there | of this boot, attachment, nonce, and long enough | the live map; frozen bits are dirty again |
 //! | there | gone or another's | the disk map; not clean: every local block is dirty |
 //!
+//! `CRASHES.rst` has the steps, and what a crash between two of them leaves.
+//!
 //! *Clean* is durably gone before this returns, so before anything can be written.
 
 use std::fs::File;
@@ -164,9 +166,11 @@ fn open_files(core: &Core, options: &AttachOptions, blocks_max: u64) -> Result<O
         attach: identity.attach,
         nonce: identity.nonce,
     };
-    delta
-        .sync()
-        .map_err(|e| Error::io("sync", delta.path(), e))?;
+    delta.sync().map_err(|e| {
+        // If this live map stands, a predecessor's writes were in it.
+        live.fail(e.raw_os_error().unwrap_or(libc::EIO));
+        Error::io("sync", delta.path(), e)
+    })?;
     disk_map.set_header(&header)?;
     sync_directory(directory)?;
     if let (true, Some(parent)) = (options.create, directory.parent()) {

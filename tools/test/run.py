@@ -327,7 +327,17 @@ def soak() -> list[Check]:
         if 'pytest.mark.soak' in path.read_text()
     ]
     options = ['-m', 'soak', '--timeout=0', '-s']
+    crash = Check(
+        'crash',
+        ['cargo', 'test', '--locked', '--features', 'faults']
+        + ['--test', 'crash'],
+        TREE / 'mirror',
+        suite='cargo',
+        seconds_max=SOAK_SECONDS_MAX,
+    )
     only = os.environ.get('LAZYIMAGE_SOAK_ONLY')
+    if only == crash.name:
+        return [crash]
     if only:
         return [
             Check(
@@ -345,7 +355,7 @@ def soak() -> list[Check]:
             seconds_max=SOAK_SECONDS_MAX,
         )
         for name in found
-    ]
+    ] + [crash]
 
 
 STAGES = {

@@ -2,7 +2,7 @@
 //! Where tests see, fail and cut short what a mirror does to its files and to its live map.
 //!
 //! Every such step passes [`call`] or [`step`] and so has a name: *file*`.`*verb*, `delta.sync`. The
-//! names are those of the crash table. Without the feature `faults` both are nothing;
+//! names are those of the crash table (`CRASHES.rst`). Without the feature `faults` both are nothing;
 //! with it a test that watches a directory ([`Watch`]) gets the steps in their order with all their
 //! bytes, may do something at one, make one fail, or end the process at one.
 

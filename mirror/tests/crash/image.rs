@@ -173,10 +173,17 @@ impl Replay {
             Entry::End { id, done } => {
                 if let Some((file, begin)) = self.syncs.remove(id) {
                     self.synced(&file, begin, *done);
-                } else if let Some(call) = self.pending.iter_mut().find(|call| call.id == *id) {
-                    // What failed may have left anything.
-                    call.ended = done.then_some(at);
-                    call.doomed = !done;
+                } else if let Some(nth) = self.pending.iter().position(|call| call.id == *id) {
+                    let call = &mut self.pending[nth];
+                    call.ended = Some(at);
+                    match &mut call.change {
+                        _ if *done => {}
+                        // What failed has left its first half, or nothing.
+                        Change::Write(_, bytes) => {
+                            *bytes = bytes[..bytes.len() / 2 / SECTOR * SECTOR].into();
+                        }
+                        _ => drop(self.pending.remove(nth)),
+                    }
                 }
                 false
             }

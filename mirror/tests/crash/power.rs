@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use _mirror::engine::Engine;
 use _mirror::faults::{Entry, Watch};
@@ -235,10 +235,12 @@ fn random_step(random: &mut Random, size: usize) -> Step {
     }
 }
 
-/// How much longer than for every change.
-pub fn soak() -> u64 {
-    let soak = std::env::var("LAZYIMAGE_SOAK").ok();
-    soak.and_then(|n| n.parse().ok()).unwrap_or(1).max(1)
+/// How long a run of `make soak` takes; `None` for every change.
+pub fn soak() -> Option<Duration> {
+    std::env::var("LAZYIMAGE_SOAK").ok()?;
+    let seconds = std::env::var("LAZYIMAGE_SOAK_SECONDS").ok();
+    let seconds = seconds.and_then(|n| n.parse().ok()).unwrap_or(600);
+    Some(Duration::from_secs(seconds))
 }
 
 #[test]
@@ -299,7 +301,11 @@ fn live(
 fn power_lost_at_any_step_of_any_lives() {
     let first = u64::from(std::process::id()) << 20;
     let mut recovery = Recovery::new();
-    for seed in first..first + 10 * soak() {
+    let begun = Instant::now();
+    for seed in first.. {
+        if soak().map_or(seed >= first + 10, |long| begun.elapsed() > long) {
+            break;
+        }
         println!("seed {seed}");
         let mut random = Random(seed);
         let mut world = World::new(Arc::new(fast_directory()), random.next() >> 1);

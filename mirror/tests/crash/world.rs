@@ -143,39 +143,8 @@ impl Shared {
 
     /// A guest's request; `None`: one that it overlaps is under way.
     pub fn issue(self: &Arc<Self>, mirror: &Mirror, guest: &Guest, seed: u64) -> Option<usize> {
+        let (op, data) = self.note(guest, seed)?;
         let range = guest.range();
-        let (op, data) = {
-            let mut model = self.model();
-            if model.is_busy(&range) {
-                return None;
-            }
-            let size = model.size;
-            let begin = self.watch.mark();
-            let op = model.begin(Op {
-                what: format!("{guest:?}"),
-                bytes: range.clone(),
-                begin,
-                over: None,
-                result: Ok(()),
-                flushes: matches!(guest, Guest::Flush | Guest::Write(_, _, true)),
-            });
-            let data = match guest {
-                Guest::Write(_, len, _) => noise(seed, *len),
-                _ => vec![0; range.len()],
-            };
-            let mut left = range.clone();
-            if let Guest::Discard(..) = guest {
-                // Parts of blocks are left alone.
-                left = range.start.next_multiple_of(BLOCK)..range.end / BLOCK * BLOCK;
-                if range.end == size {
-                    left.end = size;
-                }
-            }
-            if left.start < left.end {
-                model.leave(op, left.start, &data[..left.len()]);
-            }
-            (op, data)
-        };
         let door: Arc<dyn Door> = self.clone();
         let (at, len, ticket) = (range.start as u64, range.len() as u64, op as u64);
         let answer = match guest {
@@ -190,6 +159,41 @@ impl Shared {
             Answer::Parked => {}
         }
         Some(op)
+    }
+
+    /// A guest's request begins; `None`: one that it overlaps is under way.
+    pub fn note(&self, guest: &Guest, seed: u64) -> Option<(usize, Vec<u8>)> {
+        let range = guest.range();
+        let mut model = self.model();
+        if model.is_busy(&range) {
+            return None;
+        }
+        let size = model.size;
+        let begin = self.watch.mark();
+        let op = model.begin(Op {
+            what: format!("{guest:?}"),
+            bytes: range.clone(),
+            begin,
+            over: None,
+            result: Ok(()),
+            flushes: matches!(guest, Guest::Flush | Guest::Write(_, _, true)),
+        });
+        let data = match guest {
+            Guest::Write(_, len, _) => noise(seed, *len),
+            _ => vec![0; range.len()],
+        };
+        let mut left = range.clone();
+        if let Guest::Discard(..) = guest {
+            // Parts of blocks are left alone.
+            left = range.start.next_multiple_of(BLOCK)..range.end / BLOCK * BLOCK;
+            if range.end == size {
+                left.end = size;
+            }
+        }
+        if left.start < left.end {
+            model.leave(op, left.start, &data[..left.len()]);
+        }
+        Some((op, data))
     }
 }
 
@@ -207,6 +211,8 @@ pub struct World {
     pub mirror: Arc<Mirror>,
     pub shared: Arc<Shared>,
     pub seed: u64,
+    /// Says on standard output when a version is published.
+    pub talks: bool,
     commit: Option<Commit>,
 }
 
@@ -320,6 +326,7 @@ impl World {
             mirror,
             shared,
             seed,
+            talks: false,
             commit: None,
         };
         // From now on nothing waits for a chunk unless the cache was shed.
@@ -329,6 +336,7 @@ impl World {
 
     /// Waits for a request, bringing what it needs.
     pub fn wait(&self, op: usize) -> Result<(), i32> {
+        let begun = Instant::now();
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             {
@@ -344,6 +352,11 @@ impl World {
             }
             if base().0.serve_all(&self.engine) == 0 {
                 std::thread::sleep(Duration::from_micros(100));
+            }
+            if begun.elapsed() > Duration::from_millis(3) {
+                // Held for want of room: now there is some.
+                self.shared.watch.mend();
+                self.mirror.retry_held();
             }
         }
     }
@@ -483,6 +496,9 @@ impl World {
             let at = self.shared.watch.mark();
             model.parents.push((at, commit.version));
         }
+        if self.talks {
+            println!("published");
+        }
         commit.sealed.publish();
     }
 
@@ -513,21 +529,24 @@ impl World {
         }
     }
 
+    /// What was under way at an end has no answer.
+    pub fn give_up_requests(&self) {
+        let mut model = self.shared.model();
+        let at = self.shared.watch.mark();
+        for op in 0..model.ops.len() {
+            if model.ops[op].over.is_none() {
+                model.end(op, at, Err(libc::EIO));
+            }
+        }
+    }
+
     /// Attaches the same files again, whatever became of the live map.
     pub fn attach_again(&mut self) {
         if let Some(commit) = self.commit.take() {
             commit.sealed.abandon();
         }
-        let size = {
-            let mut model = self.shared.model();
-            let at = self.shared.watch.mark();
-            for op in 0..model.ops.len() {
-                if model.ops[op].over.is_none() {
-                    model.end(op, at, Err(libc::EIO));
-                }
-            }
-            model.size
-        };
+        self.give_up_requests();
+        let size = self.shared.model().size;
         self.engine = engine(self.directory.path());
         self.mirror = self
             .engine
