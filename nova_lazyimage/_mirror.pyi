@@ -26,6 +26,28 @@ class Fetch(TypedDict):
     priority: int  # 0 a guest waits; higher may wait longer
     chunk_size_bytes: int
 
+class Latencies(TypedDict):
+    """A histogram of how long requests took.
+
+    Of the requests that were answered at once one in 16 is timed, and counts
+    as 16; of the others, and of flushes, each is.
+    """
+
+    operation: str  # read | write | flush
+    source: str  # delta (or a hole) | cache | fetch
+    counts: list[int]  # up to each bound, each once; the last took longer
+    microseconds: int  # of all together
+
+class Wait(TypedDict):
+    operation: str
+    offset: int
+    bytes: int
+    chunk: int  # the index of the chunk that it begins in
+    reason: str  # chunks | gate | room | flush
+    milliseconds: int
+
+LATENCY_BOUNDS_MICROSECONDS: tuple[int, ...]
+
 @final
 class Engine:
     """The mirrors, the chunk cache and the FUSE session of one host."""
@@ -39,6 +61,7 @@ class Engine:
         threads: int = ...,
         fetch_timeout_seconds: float = ...,
         on_full: str = ...,
+        slow_request_seconds: float = ...,
     ) -> Engine:
         """Open (or make) the chunk cache; nothing is served yet.
 
@@ -46,6 +69,8 @@ class Engine:
         :param fetch_timeout_seconds: how long a guest waits for a chunk
             before EIO; 0: for ever
         :param on_full: ``hold`` (a write waits for room) or ``error``
+        :param slow_request_seconds: what takes at least this long is told as
+            an event ``slow``; 0: none
         """
     def mount(self, path: str) -> None:
         """Mount the FUSE door and serve it (CAP_SYS_ADMIN, or fusermount3)."""
@@ -135,8 +160,13 @@ class Engine:
     def fetch_failed(self, digest: bytes, kind: str, reason: str) -> None:
         """:param kind: ``transport`` (try later), ``missing``, ``corrupt``"""
     def next_event(self, timeout_seconds: float) -> dict[str, Any] | None:
-        """What the host must know: kind ``owner`` | ``alarm`` | ``log``."""
+        """What the host must know.
+
+        Its kind is ``owner`` | ``alarm`` | ``log`` | ``slow``.
+        """
     def statistics(self) -> dict[str, Any]: ...
+    def latencies(self) -> list[Latencies]:
+        """Of all mirrors, those that are gone included."""
     def stop(self) -> None:
         """Take no more requests, finish, flush every mirror, mark clean."""
 
@@ -146,6 +176,9 @@ class Mirror:
     def size_bytes(self) -> int: ...
     def status(self) -> dict[str, Any]:
         """local_bytes, dirty_bytes, dirty_chunks, fetched_bytes, counters."""
+    def latencies(self) -> list[Latencies]: ...
+    def waits(self, count_max: int) -> list[Wait]:
+        """What waits, the oldest first."""
     def read(self, offset: int, length: int) -> bytes:
         """Read as a guest would, waiting for what must be fetched."""
     def flush(self) -> None: ...

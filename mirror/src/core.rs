@@ -10,6 +10,7 @@ use crate::commit::Pauses;
 use crate::engine::OnFull;
 use crate::event::Events;
 use crate::flight::Flights;
+use crate::meter::{Meter, SlowLog};
 use crate::pool::Pool;
 use crate::watchdog::Watchdog;
 
@@ -28,6 +29,10 @@ pub struct Core {
     pub watchdog: Arc<Watchdog>,
     /// What freezes cost guests.
     pub pauses: Pauses,
+    /// Requests of all mirrors, those that are gone included.
+    pub meter: Meter,
+    /// Tells of slow ones.
+    pub slow: SlowLog,
     /// Tells the host.
     pub events: Arc<Events>,
     /// The digest of the FUSE session's id.

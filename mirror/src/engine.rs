@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::event::{Event, Events};
 use crate::flight::{Failed, Flights};
+use crate::meter::{Latencies, Meter, Operation, SlowLog};
 use crate::mirror::Mirror;
 use crate::object;
 use crate::pool::Pool;
@@ -119,6 +120,8 @@ pub struct Engine {
     stopping: Condvar,
     fetched_object_bytes: AtomicU64,
     uncached: AtomicU64,
+    /// The last fetch did not reach the store, as far as we know.
+    store_away: AtomicBool,
 }
 
 impl Engine {
@@ -139,6 +142,8 @@ impl Engine {
             watchdog: Arc::new(Watchdog::default()),
             pauses: Pauses::default(),
             events: Arc::new(Events::default()),
+            meter: Meter::default(),
+            slow: SlowLog::default(),
             session: *blake3::hash(options.session_id.as_bytes()).as_bytes(),
             fetch_timeout: options.fetch_timeout,
             on_full: options.on_full,
@@ -158,6 +163,7 @@ impl Engine {
             stopping: Condvar::new(),
             fetched_object_bytes: AtomicU64::new(0),
             uncached: AtomicU64::new(0),
+            store_away: AtomicBool::new(false),
         });
         // Weak: an engine that is dropped without a stop ends its clock, too.
         let clock = Arc::downgrade(&engine);
@@ -234,7 +240,15 @@ impl Engine {
     /// # Errors
     /// It is not attached, or its last flush failed.
     pub fn detach(&self, instance: &str, disk: &str) -> Result<()> {
-        match lock(&self.mirrors).remove(&(instance.to_owned(), disk.to_owned())) {
+        let gone = {
+            let mut mirrors = lock(&self.mirrors);
+            let gone = mirrors.remove(&(instance.to_owned(), disk.to_owned()));
+            if let Some(mirror) = &gone {
+                self.core.meter.absorb(&mirror.meter);
+            }
+            gone
+        };
+        match gone {
             Some(mirror) => mirror.close(),
             None => Err(Error::Invalid(format!(
                 "\"{instance}/{disk}\" is not attached"
@@ -276,6 +290,10 @@ impl Engine {
         if !self.core.cache.insert(slab, digest, &content) {
             self.uncached.fetch_add(1, Ordering::Relaxed);
         }
+        if self.store_away.load(Ordering::Relaxed) && self.store_away.swap(false, Ordering::Relaxed)
+        {
+            self.core.flights.hasten();
+        }
         self.core.flights.land(digest, &Arc::new(content));
         Ok(())
     }
@@ -292,7 +310,11 @@ impl Engine {
             );
         };
         match self.core.flights.fail(digest, failure) {
-            Failed::Again { first: true } if failure == FetchFailure::Transport => {
+            // One alarm an outage, not one a chunk.
+            Failed::Again
+                if failure == FetchFailure::Transport
+                    && !self.store_away.swap(true, Ordering::Relaxed) =>
+            {
                 alarm("a chunk could not be fetched; tried again until it is");
             }
             Failed::Lost => {
@@ -308,13 +330,37 @@ impl Engine {
         &self.core.events
     }
 
+    /// How long the requests of all mirrors took, those that are gone included.
+    #[must_use]
+    pub fn latencies(&self) -> Vec<Latencies> {
+        self.core.meter.latencies()
+    }
+
+    /// Tell of each request that takes at least this long, as an event `slow`; zero: of none.
+    pub fn tell_slower_than(&self, threshold: Duration) {
+        self.core.slow.set_threshold(threshold);
+    }
+
     /// Counters.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
-        let mirrors: Vec<_> = lock(&self.mirrors).values().cloned().collect();
+        let (mirrors, requests): (Vec<_>, _) = {
+            let mirrors = lock(&self.mirrors);
+            let all = |operation| {
+                let each = mirrors.values().map(|one| one.meter.requests(operation));
+                self.core.meter.requests(operation) + each.sum::<u64>()
+            };
+            let requests = [Operation::Read, Operation::Write, Operation::Flush].map(all);
+            (mirrors.values().cloned().collect(), requests)
+        };
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let sum = |count: &dyn Fn(&Mirror) -> u64| mirrors.iter().map(|mirror| count(mirror)).sum();
         let core = &self.core;
+        let waits: Vec<_> = mirrors
+            .iter()
+            .flat_map(|mirror| mirror.waits(usize::MAX))
+            .collect();
+        let waiting = |reason| waits.iter().filter(|wait| wait.reason == reason).count() as u64;
         let mut all = vec![
             ("mirrors", mirrors.len() as u64),
             ("cache_bytes", core.cache.used_bytes()),
@@ -332,6 +378,20 @@ impl Engine {
             (
                 "fetched_object_bytes_total",
                 load(&self.fetched_object_bytes),
+            ),
+            ("reads_total", requests[0]),
+            ("writes_total", requests[1]),
+            ("flushes_total", requests[2]),
+            ("slow_requests_total", load(&core.slow.total)),
+            ("waiting_chunks_now", waiting("chunks")),
+            ("waiting_room_now", waiting("room")),
+            (
+                "oldest_wait_milliseconds",
+                waits
+                    .iter()
+                    .map(|wait| wait.milliseconds)
+                    .max()
+                    .unwrap_or(0),
             ),
             (
                 "parked_now",

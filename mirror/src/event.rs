@@ -23,7 +23,7 @@ pub enum Value {
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// `owner`, `alarm` or `log`.
+    /// `owner`, `alarm`, `log` or `slow`.
     pub kind: &'static str,
     /// What it was, and about which mirror, in the order to print.
     pub fields: Vec<(&'static str, Value)>,

@@ -115,11 +115,8 @@ impl std::fmt::Debug for Flights {
 /// How a failure was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failed {
-    /// It will be tried again; `first` since it last went well.
-    Again {
-        /// Worth an alarm.
-        first: bool,
-    },
+    /// It will be tried again.
+    Again,
     /// Its waiters got EIO.
     Lost,
     /// There is no such flight any more.
@@ -253,6 +250,27 @@ impl Flights {
             .map(|flight| flight.wanted.clone())
     }
 
+    /// The store answers again: nothing rests longer than at its first failure.
+    pub fn hasten(&self) {
+        let mut inner = lock(&self.inner);
+        let soon = Instant::now() + BACK_OFF_FIRST;
+        let late: Vec<_> = inner
+            .resting
+            .iter()
+            .filter(|resting| resting.0 > soon)
+            .copied()
+            .collect();
+        for (when, turn, digest) in late {
+            inner.resting.remove(&(when, turn, digest));
+            inner.resting.insert((soon, turn, digest));
+            if let Some(flight) = inner.flights.get_mut(&digest) {
+                flight.not_before = Some(soon);
+                flight.failures = 1;
+            }
+        }
+        self.queued.notify_all();
+    }
+
     /// Ends a flight: its chunk is verified and, if there was room, cached.
     pub fn land(&self, digest: &Digest, chunk: &Arc<Buffer>) {
         let Some(flight) = self.remove(digest) else {
@@ -298,7 +316,6 @@ impl Flights {
                 (flight.refusals == 1).then_some(RECHECK_AFTER)
             };
             if let Some(pause) = pause {
-                let first = flight.failures == 1;
                 // Spread by turn, so that a store that comes back is not met by all at once.
                 let spread =
                     pause.mul_f64(f64::from(u8::try_from(flight.turn % 32).unwrap_or(0)) / 128.0);
@@ -306,7 +323,7 @@ impl Flights {
                 inner.enqueue(digest);
                 self.queued.notify_all();
                 self.repeated.fetch_add(1, Ordering::Relaxed);
-                return Failed::Again { first };
+                return Failed::Again;
             }
         }
         let Some(flight) = self.remove(digest) else {
@@ -401,10 +418,24 @@ mod tests {
         flights.join(wanted(1, 0), note.clone(), || false);
         assert_eq!(next(&flights), Some(1));
         let failed = flights.fail(&[1; 32], FetchFailure::Transport);
-        assert_eq!(failed, Failed::Again { first: true });
+        assert_eq!(failed, Failed::Again);
         assert_eq!(next(&flights), None);
         assert!(flights.next(true, Duration::from_secs(5)).is_some());
         assert!(lock(&note.0).is_empty());
+    }
+
+    #[test]
+    fn when_the_store_answers_again_nothing_rests_for_long() {
+        let flights = Flights::default();
+        for _ in 0..6 {
+            flights.join(wanted(1, 0), Arc::new(Note::default()), || false);
+            assert!(flights.next(true, Duration::from_secs(9)).is_some());
+            let _ = flights.fail(&[1; 32], FetchFailure::Transport);
+        }
+        let begun = Instant::now();
+        flights.hasten();
+        assert!(flights.next(true, Duration::from_secs(9)).is_some());
+        assert!(begun.elapsed() < Duration::from_secs(1));
     }
 
     #[test]
@@ -415,7 +446,7 @@ mod tests {
         assert_eq!(next(&flights), Some(1));
         assert!(matches!(
             flights.fail(&[1; 32], FetchFailure::Missing),
-            Failed::Again { .. }
+            Failed::Again
         ));
         assert!(flights.next(true, Duration::from_secs(5)).is_some());
         assert_eq!(flights.fail(&[1; 32], FetchFailure::Corrupt), Failed::Lost);

@@ -15,7 +15,7 @@
 //! Parked *before* it is handed to what will wake it, so that no wake is lost; a wake too many
 //! finds it running or ended and does nothing.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -24,6 +24,7 @@ use crate::disk::{Door, Errno, Ticket};
 use crate::engine::{Digest, OnFull};
 use crate::event::Event;
 use crate::flight::{Waiter, Wanted};
+use crate::meter::{Ended, Operation};
 use crate::mirror::Mirror;
 use crate::units::{index, lock};
 
@@ -66,6 +67,39 @@ pub enum Request {
     },
     /// Durability; it waits for a flush to join and is never run.
     Flush,
+}
+
+impl Request {
+    /// What it counts as, and where.
+    fn kind(&self) -> (Operation, u64, u64) {
+        match *self {
+            Self::Read { offset, len } => (Operation::Read, offset, len),
+            Self::Write {
+                offset, ref data, ..
+            } => (Operation::Write, offset, data.as_ref().len() as u64),
+            Self::Discard { offset, len } | Self::Zero { offset, len } => {
+                (Operation::Write, offset, len)
+            }
+            Self::Flush => (Operation::Flush, 0, 0),
+        }
+    }
+}
+
+/// Who waits, and for what.
+#[derive(Debug, Clone)]
+pub struct Wait {
+    /// What was asked for.
+    pub operation: &'static str,
+    /// From here.
+    pub offset: u64,
+    /// So many.
+    pub bytes: u64,
+    /// The chunk that it begins in.
+    pub chunk: u64,
+    /// `chunks`, `gate` (another request, or a COMMIT's freeze), `room` or `flush`.
+    pub reason: &'static str,
+    /// For so long.
+    pub milliseconds: u64,
 }
 
 /// How an attempt ended.
@@ -114,6 +148,8 @@ pub struct Job {
     request: Request,
     state: AtomicU8,
     reason: AtomicU8,
+    /// It has waited for chunks.
+    fetched: AtomicBool,
     missing: AtomicUsize,
     chunks: Mutex<Vec<(Digest, Arc<Buffer>)>>,
 }
@@ -142,6 +178,7 @@ impl Job {
             request,
             state: AtomicU8::new(RUNNING),
             reason: AtomicU8::new(Reason::Gate as u8),
+            fetched: AtomicBool::new(false),
             missing: AtomicUsize::new(0),
             chunks: Mutex::default(),
         });
@@ -166,6 +203,36 @@ impl Job {
         lock(&self.mirror.parked).remove(&self.id);
         lock(&self.chunks).clear();
         self.door.complete(self.ticket, result);
+        let (operation, offset, len) = self.request.kind();
+        let ended = Ended {
+            operation,
+            offset,
+            len,
+            took: self.since.elapsed(),
+            fetched: self.fetched.load(Ordering::Relaxed),
+            errno: result.err(),
+        };
+        self.mirror.note(&ended, 1);
+    }
+
+    /// What it waits for, if it does.
+    pub fn wait(&self, chunk_size: u64) -> Option<Wait> {
+        const REASONS: [(Reason, &str); 4] = [
+            (Reason::Fetch, "chunks"),
+            (Reason::Gate, "gate"),
+            (Reason::Full, "room"),
+            (Reason::Flush, "flush"),
+        ];
+        let (_, reason) = REASONS.iter().find(|&&(one, _)| self.waits_for(one))?;
+        let (operation, offset, bytes) = self.request.kind();
+        Some(Wait {
+            operation: operation.name(),
+            offset,
+            bytes,
+            chunk: offset / chunk_size,
+            reason,
+            milliseconds: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+        })
     }
 
     /// Ends it if it still waits.
@@ -252,6 +319,7 @@ impl Job {
     fn park_for_chunks(self: &Arc<Self>, wanted: Vec<Wanted>) {
         // One more than chunks, so that it is not woken while it is still joining flights.
         self.missing.store(wanted.len() + 1, Ordering::SeqCst);
+        self.fetched.store(true, Ordering::Relaxed);
         self.park(Reason::Fetch);
         let core = &self.mirror.core;
         for wanted in wanted {

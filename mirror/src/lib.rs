@@ -26,6 +26,7 @@ pub mod fuse;
 mod gate;
 mod job;
 mod live;
+pub mod meter;
 pub mod mirror;
 pub mod object;
 mod pages;

@@ -37,8 +37,9 @@ use crate::error::{Error, Result};
 use crate::faults::{self, Call};
 use crate::flush::Flusher;
 use crate::gate::Gates;
-use crate::job::{Job, Outcome, Reason, Request};
+use crate::job::{Job, Outcome, Reason, Request, Wait};
 use crate::live::{Bits, LiveMap};
+use crate::meter::{Begun, Latencies, Meter, Operation};
 use crate::pages::Pages;
 use crate::recover::{self, Opened};
 use crate::sys::file;
@@ -82,6 +83,7 @@ pub struct Mirror {
     pub(crate) flusher: Flusher,
     pub(crate) seal: Seal,
     pub(crate) counters: Counters,
+    pub(crate) meter: Meter,
     misses_ended: AtomicBool,
     closing: AtomicBool,
 }
@@ -137,6 +139,7 @@ impl Mirror {
             flusher: Flusher::default(),
             seal: Seal::new(blocks_max * BLOCK_BYTES / options.chunk_size_bytes + 1),
             counters: Counters::default(),
+            meter: Meter::default(),
             misses_ended: AtomicBool::new(false),
             closing: AtomicBool::new(false),
         }))
@@ -176,6 +179,8 @@ impl Mirror {
         let count = |bits| self.live.count(bits, blocks) * BLOCK_BYTES;
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let dirty_chunks = self.chunks_with(&[Bits::Even, Bits::Odd], blocks).len() as u64;
+        let oldest_milliseconds = self.waits(1).first().map_or(0, |wait| wait.milliseconds);
+        let parked = lock(&self.parked).len() as u64;
         vec![
             ("size_bytes", self.size_bytes()),
             ("local_bytes", count(Bits::Local)),
@@ -191,10 +196,14 @@ impl Mirror {
             ("fetched_bytes", load(&self.counters.fetched_bytes)),
             ("cache_hits", load(&self.counters.cache_hits)),
             ("parked_total", load(&self.counters.parked)),
-            ("parked_now", lock(&self.parked).len() as u64),
+            ("parked_now", parked),
             ("flushes_total", load(&self.counters.flushes)),
             ("saved_blocks_total", load(&self.counters.saved_blocks)),
             ("sealed", u64::from(self.seal.is_active())),
+            ("reads_total", self.meter.requests(Operation::Read)),
+            ("writes_total", self.meter.requests(Operation::Write)),
+            ("reads_fetched_total", self.meter.reads_fetched()),
+            ("oldest_wait_milliseconds", oldest_milliseconds),
         ]
     }
 
@@ -222,7 +231,7 @@ impl Mirror {
     /// Out of bounds, or as the guest's read would fail.
     pub fn read_wait(self: &Arc<Self>, offset: u64, length: usize) -> Result<Vec<u8>> {
         let mut bytes = vec![0; length];
-        let door = Arc::new(Wait::default());
+        let door = Arc::new(Waiting::default());
         let dyn_door: Arc<dyn Door> = door.clone();
         match Disk::read(&**self, &dyn_door, 0, offset, &mut bytes) {
             Answer::Done => Ok(bytes),
@@ -238,7 +247,7 @@ impl Mirror {
     /// # Errors
     /// A sync failed, now or before.
     pub fn flush_wait(self: &Arc<Self>) -> Result<()> {
-        let door = Arc::new(Wait::default());
+        let door = Arc::new(Waiting::default());
         let dyn_door: Arc<dyn Door> = door.clone();
         let result = match Disk::flush(&**self, &dyn_door, 0) {
             Answer::Done => Ok(()),
@@ -292,6 +301,21 @@ impl Mirror {
 
     pub(crate) fn jobs(&self) -> Vec<Arc<Job>> {
         lock(&self.parked).values().cloned().collect()
+    }
+
+    /// What waits, the oldest first, so many at most.
+    #[must_use]
+    pub fn waits(&self, count_max: usize) -> Vec<Wait> {
+        let mut jobs = self.jobs();
+        jobs.sort_unstable_by_key(|job| job.since);
+        let waits = jobs.iter().filter_map(|job| job.wait(self.chunk_size));
+        waits.take(count_max).collect()
+    }
+
+    /// How long its requests took.
+    #[must_use]
+    pub fn latencies(&self) -> Vec<Latencies> {
+        self.meter.latencies()
     }
 
     /// Retries held writes; ends what waited too long for a chunk.
@@ -365,6 +389,15 @@ impl Mirror {
         Some(Job::new(self.me.upgrade()?, door, ticket, request))
     }
 
+    #[inline]
+    fn ended_at_once(&self, begun: &Begun, offset: u64, len: u64, outcome: &Outcome) {
+        match outcome {
+            Outcome::Done => self.end(begun, offset, len, None),
+            Outcome::Failed(errno) => self.end(begun, offset, len, Some(*errno)),
+            _ => {}
+        }
+    }
+
     fn answer(
         &self,
         door: &Arc<dyn Door>,
@@ -397,7 +430,9 @@ impl Disk for Mirror {
 
     fn read(&self, door: &Arc<dyn Door>, ticket: Ticket, offset: u64, buf: &mut [u8]) -> Answer {
         let len = buf.len() as u64;
+        let begun = self.begin(Operation::Read);
         let outcome = self.attempt_read(offset, buf, &[]);
+        self.ended_at_once(&begun, offset, len, &outcome);
         self.answer(door, ticket, outcome, || Request::Read { offset, len })
     }
 
@@ -409,7 +444,9 @@ impl Disk for Mirror {
         data: &[u8],
         durable: bool,
     ) -> Answer {
+        let begun = self.begin(Operation::Write);
         let outcome = self.attempt_write(offset, data, &[]);
+        self.ended_at_once(&begun, offset, data.len() as u64, &outcome);
         if durable && matches!(outcome, Outcome::Done) {
             return self.flush(door, ticket);
         }
@@ -421,17 +458,29 @@ impl Disk for Mirror {
     }
 
     fn flush(&self, door: &Arc<dyn Door>, ticket: Ticket) -> Answer {
-        self.flusher
-            .flush(self, || self.job(door, ticket, Request::Flush))
+        let begun = self.begin(Operation::Flush);
+        let answer = self
+            .flusher
+            .flush(self, || self.job(door, ticket, Request::Flush));
+        match answer {
+            Answer::Done => self.end(&begun, 0, 0, None),
+            Answer::Failed(errno) => self.end(&begun, 0, 0, Some(errno)),
+            Answer::Parked => {}
+        }
+        answer
     }
 
     fn discard(&self, door: &Arc<dyn Door>, ticket: Ticket, offset: u64, len: u64) -> Answer {
+        let begun = self.begin(Operation::Write);
         let outcome = self.attempt_discard(offset, len);
+        self.ended_at_once(&begun, offset, len, &outcome);
         self.answer(door, ticket, outcome, || Request::Discard { offset, len })
     }
 
     fn write_zeroes(&self, door: &Arc<dyn Door>, ticket: Ticket, offset: u64, len: u64) -> Answer {
+        let begun = self.begin(Operation::Write);
         let outcome = self.attempt_zero(offset, len, &[]);
+        self.ended_at_once(&begun, offset, len, &outcome);
         self.answer(door, ticket, outcome, || Request::Zero { offset, len })
     }
 
@@ -450,12 +499,12 @@ impl Disk for Mirror {
 
 /// A door of one request, for a thread that may wait.
 #[derive(Debug, Default)]
-pub(crate) struct Wait {
+pub(crate) struct Waiting {
     result: Mutex<Option<Result<Vec<u8>, Errno>>>,
     arrived: Condvar,
 }
 
-impl Wait {
+impl Waiting {
     fn wait(&self) -> Result<Vec<u8>, Errno> {
         let mut result = lock(&self.result);
         loop {
@@ -470,7 +519,7 @@ impl Wait {
     }
 }
 
-impl Door for Wait {
+impl Door for Waiting {
     fn complete(&self, _: Ticket, result: Result<&[u8], Errno>) {
         *lock(&self.result) = Some(result.map(<[u8]>::to_vec));
         self.arrived.notify_all();

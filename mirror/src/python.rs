@@ -15,7 +15,7 @@ use pyo3::exceptions::{
     PyValueError,
 };
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use crate::commit;
 use crate::disk::Disk;
@@ -23,6 +23,8 @@ use crate::engine::{self, AttachOptions, EngineOptions, FetchFailure, OnFull, St
 use crate::error::Error;
 use crate::event::{Events, Value};
 use crate::fuse::{Fuse, Options, Owner};
+use crate::job::Wait;
+use crate::meter::{self, Latencies};
 use crate::mirror;
 use crate::object;
 use crate::passthrough::Passthrough;
@@ -77,6 +79,19 @@ fn dict(py: Python<'_>, statistics: Statistics) -> PyResult<Bound<'_, PyDict>> {
     Ok(dict)
 }
 
+/// Histograms; the bounds and their unit are the module's.
+fn dicts(py: Python<'_>, latencies: Vec<Latencies>) -> PyResult<Vec<Bound<'_, PyDict>>> {
+    let fill = |one: Latencies| {
+        let dict = PyDict::new(py);
+        dict.set_item("operation", one.operation)?;
+        dict.set_item("source", one.source)?;
+        dict.set_item("counts", one.counts)?;
+        dict.set_item("microseconds", one.microseconds)?;
+        Ok(dict)
+    };
+    latencies.into_iter().map(fill).collect()
+}
+
 /// The mirrors, the chunk cache and the FUSE session of one host.
 #[pyclass(frozen, module = "nova_lazyimage._mirror")]
 struct Engine {
@@ -102,8 +117,9 @@ impl Engine {
     #[new]
     #[pyo3(signature = (
         *, cache_directory, cache_bytes, session_id, threads = THREADS,
-        fetch_timeout_seconds = 0.0, on_full = "hold"
+        fetch_timeout_seconds = 0.0, on_full = "hold", slow_request_seconds = 0.0
     ))]
+    #[allow(clippy::too_many_arguments)] // Python's keywords
     fn new(
         py: Python<'_>,
         cache_directory: PathBuf,
@@ -112,6 +128,7 @@ impl Engine {
         threads: usize,
         fetch_timeout_seconds: f64,
         on_full: &str,
+        slow_request_seconds: f64,
     ) -> PyResult<Self> {
         let on_full = match on_full {
             "hold" => OnFull::Hold,
@@ -127,7 +144,9 @@ impl Engine {
             fetch_timeout: (!timeout.is_zero()).then_some(timeout),
             on_full,
         };
+        let slow = seconds(slow_request_seconds)?;
         let inner = py.detach(|| engine::Engine::open(options))?;
+        inner.tell_slower_than(slow);
         Ok(Self {
             inner,
             fuse: Mutex::default(),
@@ -341,6 +360,11 @@ impl Engine {
         dict(py, statistics)
     }
 
+    fn latencies<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let latencies = py.detach(|| self.inner.latencies());
+        dicts(py, latencies)
+    }
+
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| {
             let fuse = self.door().clone();
@@ -371,6 +395,26 @@ impl Mirror {
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let status = py.detach(|| self.inner.status());
         dict(py, status)
+    }
+
+    fn latencies<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let latencies = py.detach(|| self.inner.latencies());
+        dicts(py, latencies)
+    }
+
+    fn waits<'py>(&self, py: Python<'py>, count_max: usize) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let waits = py.detach(|| self.inner.waits(count_max));
+        let fill = |wait: Wait| {
+            let dict = PyDict::new(py);
+            dict.set_item("operation", wait.operation)?;
+            dict.set_item("offset", wait.offset)?;
+            dict.set_item("bytes", wait.bytes)?;
+            dict.set_item("chunk", wait.chunk)?;
+            dict.set_item("reason", wait.reason)?;
+            dict.set_item("milliseconds", wait.milliseconds)?;
+            Ok(dict)
+        };
+        waits.into_iter().map(fill).collect()
     }
 
     fn read<'py>(
@@ -533,6 +577,11 @@ fn decode_object<'py>(
 #[pyo3(name = "_mirror")]
 fn names(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("ChunkCorrupt", module.py().get_type::<ChunkCorrupt>())?;
+    let bounds: Vec<u64> = meter::bounds().collect();
+    module.add(
+        "LATENCY_BOUNDS_MICROSECONDS",
+        PyTuple::new(module.py(), bounds)?,
+    )?;
     module.add_class::<Engine>()?;
     module.add_class::<Mirror>()?;
     module.add_class::<Held>()?;

@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod clock;
 pub mod file;
 pub mod fuse;
 pub mod mem;
