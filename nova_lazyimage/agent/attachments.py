@@ -33,6 +33,7 @@ from oslo_log import log as logging
 from lazyblob.catalog import api
 from nova_lazyimage.agent import errors
 from nova_lazyimage.agent import journal
+from nova_lazyimage.agent import latencies
 from nova_lazyimage.agent import mirrors
 from nova_lazyimage.agent import repositories
 from nova_lazyimage.agent import session
@@ -40,6 +41,8 @@ from nova_lazyimage.agent import session
 LOG = logging.getLogger(__name__)
 
 HEAD_BYTES_MAX = 1024 * 1024
+# Of the requests that wait, so many are told.
+WAITS_MAX = 32
 # What Nova makes of a new disk; libvirt changes the owner afterwards.
 MODE = 0o600
 
@@ -373,6 +376,18 @@ class Attachments:
                 record.uid, record.gid, record.mode = uid, gid, mode
                 self._journal.save(record)
 
+    def describe_whole(self, live: mirrors.Live) -> dict[str, Any]:
+        """The same, and how long requests took and who waits."""
+        found = self.describe(live)
+        mirror = live.mirror
+        found['latencies'] = (
+            [] if mirror is None else latencies.plain(mirror.latencies())
+        )
+        found['waits'] = (
+            [] if mirror is None else latencies.waits(mirror, WAITS_MAX)
+        )
+        return found
+
     def describe(self, live: mirrors.Live) -> dict[str, Any]:
         """What the API tells of a mirror."""
         record = live.record
@@ -391,6 +406,7 @@ class Attachments:
             'local_bytes': status.get('local_bytes', 0),
             'dirty_bytes': status.get('dirty_bytes', 0),
             'fetched_bytes': status.get('fetched_bytes', 0),
+            **latencies.summary(status),
             'blob_id': record.blob_id,
             'clone': record.clone or None,
             'project_id': record.project_id,

@@ -9,7 +9,13 @@
 # WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 # License for the specific language governing permissions and limitations
 # under the License.
-"""What the engine tells the host: owners to journal, alarms, log lines."""
+"""What the engine tells the host: owners to journal, alarms, log lines.
+
+A slow request is one line of ``name=value`` pairs, in this order: instance,
+disk, operation, offset, bytes, chunk, source, digest (of a chunk of the base
+version), errno (it failed), not_told (slow requests before it that were too
+many to log), seconds.
+"""
 
 import threading
 from typing import Any
@@ -76,11 +82,17 @@ class Events:
                 int(event['mode']) & 0o7777,
             )
             return
+        if kind == 'slow':
+            seconds = int(event.pop('microseconds')) / 1_000_000
+            event['seconds'] = f'{seconds:.3f}'
         words = ' '.join(
             f'{name}={value}'
             for name, value in event.items()
             if name not in ('kind', 'level')
         )
+        if kind == 'slow':
+            ENGINE_LOG.info('Slow request: %s', words)
+            return
         if kind == 'alarm':
             self.alarms += 1
             ENGINE_LOG.warning('Alarm: %s', words)

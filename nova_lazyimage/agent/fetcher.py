@@ -19,6 +19,9 @@ What a failure means (contract 12): the store says *not found*, twice: the
 chunk is missing, and its readers get EIO; its bytes do not match the digest,
 twice: corrupt, likewise; anything else, whatever it is, is the way to the
 store, and is tried again until it answers.
+
+A store that answers nothing at all fails no fetch: a watch raises the alarm
+for it.
 """
 
 import contextlib
@@ -45,33 +48,53 @@ class Alarm:
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
+        self._away = False
         self._since = 0.0
         self._said = 0.0
         self._failures = 0
+        self._answered = time.monotonic()
 
     @property
     def raised(self) -> bool:
         """Whether the store is away."""
         with self._mutex:
-            return self._failures > 0
+            return self._away
+
+    @property
+    def seconds(self) -> float:
+        """For how long it has been away; 0 if it is not."""
+        with self._mutex:
+            return time.monotonic() - self._since if self._away else 0.0
+
+    def _raise(self, since: float, why: object) -> None:
+        """With the mutex held."""
+        now = time.monotonic()
+        if not self._away:
+            self._away, self._since = True, since
+        elif now - self._said < REPEAT_SECONDS:
+            return
+        self._said = now
+        LOG.warning(
+            'The chunk store does not answer; reads of what is not on this '
+            'host wait (%d failures within %.0f s): %s',
+            self._failures,
+            now - self._since,
+            why,
+        )
+
+    def overdue(self, since: float, limit_seconds: float) -> None:
+        """A fetch that began then has not ended."""
+        now = time.monotonic()
+        with self._mutex:
+            if now - max(since, self._answered) >= limit_seconds:
+                self._raise(since, f'no answer for {now - since:.0f} s')
 
     def failed(self, exc: BaseException) -> float:
         """A fetch failed; the pause before the next one, in seconds."""
-        now = time.monotonic()
         with self._mutex:
             self._failures += 1
             failures = self._failures
-            if failures == 1:
-                self._since = now
-            if failures == 1 or now - self._said >= REPEAT_SECONDS:
-                self._said = now
-                LOG.warning(
-                    'The chunk store does not answer; reads of what is not '
-                    'on this host wait (%d failures within %.0f s): %s',
-                    failures,
-                    now - self._since,
-                    exc,
-                )
+            self._raise(time.monotonic(), exc)
         return min(
             PAUSE_SECONDS_MIN * 2 ** min(failures - 1, 8), PAUSE_SECONDS_MAX
         )
@@ -79,9 +102,11 @@ class Alarm:
     def answered(self) -> None:
         """A fetch succeeded."""
         with self._mutex:
-            if not self._failures:
+            self._answered = time.monotonic()
+            if not self._away:
                 return
-            seconds = time.monotonic() - self._since
+            self._away = False
+            seconds = self._answered - self._since
             failures, self._failures = self._failures, 0
         LOG.warning(
             'The chunk store answers again after %.1f s and %d failures',
@@ -93,6 +118,7 @@ class Alarm:
 class Fetcher:
     """The threads that fetch.
 
+    :param alarm_seconds: how long a store may be silent
     :param observe: told the seconds of each fetch
     """
 
@@ -103,6 +129,7 @@ class Fetcher:
         *,
         threads: int,
         guest_threads: int,
+        alarm_seconds: float = 5.0,
         observe: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._engine = engine
@@ -113,6 +140,8 @@ class Fetcher:
         self.failures = {'transport': 0, 'missing': 0, 'corrupt': 0}
         self.fetched_bytes = 0
         self._mutex = threading.Lock()
+        self._alarm_seconds = alarm_seconds
+        self._under_way: dict[bytes, float] = {}
         self._threads = [
             threading.Thread(
                 target=self._run,
@@ -122,6 +151,11 @@ class Fetcher:
             )
             for number in range(threads)
         ]
+        self._threads.append(
+            threading.Thread(
+                target=self._watch, name='fetch-watch', daemon=True
+            )
+        )
 
     def start(self) -> None:
         """Begin to fetch."""
@@ -131,6 +165,23 @@ class Fetcher:
     def stop(self) -> None:
         """Fetch nothing more; a fetch under way is not waited for."""
         self._stopping.set()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(min(WAIT_SECONDS, self._alarm_seconds)):
+            with self._mutex:
+                started = min(self._under_way.values(), default=None)
+            if started is not None:
+                self.alarm.overdue(started, self._alarm_seconds)
+
+    def _fetch(self, digest: bytes) -> bytes:
+        with self._mutex:
+            self._under_way[digest] = time.monotonic()
+        try:
+            data: bytes = self._repository().fetch(digest)
+            return data
+        finally:
+            with self._mutex:
+                self._under_way.pop(digest, None)
 
     def _run(self, guests_only: bool) -> None:
         while not self._stopping.is_set():
@@ -147,7 +198,7 @@ class Fetcher:
         for last in (False, True):
             try:
                 started = time.monotonic()
-                data = self._repository().fetch(digest)
+                data = self._fetch(digest)
                 self._engine.fetched(digest, data)
             except exceptions.NotFound as exc:
                 kind, failure = 'missing', str(exc)

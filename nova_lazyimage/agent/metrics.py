@@ -24,7 +24,12 @@ import prometheus_client
 from prometheus_client import core
 from prometheus_client import registry
 
+from nova_lazyimage.agent import latencies
+
 FETCH_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
+
+#: The engine's figures of a histogram, by the bounds in their names.
+PAUSES = 'freeze_pauses'
 
 Source = Callable[[], dict[str, Any]]
 
@@ -43,6 +48,7 @@ class Collector(registry.Collector):
         """Every figure but the histogram."""
         found = self._source()
         yield from self._engine(found['engine'])
+        yield self._pauses(found['engine'])
         yield from self._mirrors(found['mirrors'])
         failures = core.CounterMetricFamily(
             'lazyimage_fetch_failures',
@@ -60,8 +66,14 @@ class Collector(registry.Collector):
         yield core.GaugeMetricFamily(
             'lazyimage_store_available',
             '0 while the chunk store does not answer',
-            value=0 if found['store_away'] else 1,
+            value=0 if found['store_away_seconds'] else 1,
         )
+        yield core.GaugeMetricFamily(
+            'lazyimage_store_away_seconds',
+            'How long the chunk store has not answered; 0 if it does',
+            value=found['store_away_seconds'],
+        )
+        yield self._requests(found['latencies'])
         commits = core.CounterMetricFamily(
             'lazyimage_commits', 'COMMITs that ended', labels=['state']
         )
@@ -83,9 +95,48 @@ class Collector(registry.Collector):
         )
 
     @staticmethod
+    def _pauses(statistics: dict[str, Any]) -> core.Metric:
+        bounds = sorted(
+            (int(name.removeprefix(f'{PAUSES}_le_').removesuffix('us')), count)
+            for name, count in statistics.items()
+            if name.startswith(f'{PAUSES}_le_')
+        )
+        counts = [
+            (str(bound / latencies.MICROSECONDS), float(count))
+            for bound, count in bounds
+        ]
+        counts.append(('+Inf', float(statistics.get(f'{PAUSES}_total', 0))))
+        family = core.HistogramMetricFamily(
+            'lazyimage_freeze_pause_seconds',
+            'How long the freezes of COMMITs held writes',
+        )
+        family.add_metric(
+            [],
+            counts,
+            statistics.get(f'{PAUSES}_microseconds_total', 0)
+            / latencies.MICROSECONDS,
+        )
+        return family
+
+    @staticmethod
+    def _requests(histograms: list[dict[str, Any]]) -> core.Metric:
+        family = core.HistogramMetricFamily(
+            'lazyimage_request_seconds',
+            'Time of guests\' requests, by the slowest place they went to',
+            labels=['operation', 'source'],
+        )
+        for histogram in histograms:
+            family.add_metric(
+                [histogram['operation'], histogram['source']],
+                latencies.buckets(histogram),
+                histogram['microseconds'] / latencies.MICROSECONDS,
+            )
+        return family
+
+    @staticmethod
     def _engine(statistics: dict[str, Any]) -> Iterator[core.Metric]:
         for name, value in sorted(statistics.items()):
-            if not isinstance(value, (int, float)):
+            if not isinstance(value, (int, float)) or PAUSES in name:
                 continue
             full = f'lazyimage_engine_{name}'
             family: Any = core.GaugeMetricFamily
@@ -109,6 +160,8 @@ class Collector(registry.Collector):
             ('local_bytes', 'Written since attach'),
             ('dirty_bytes', 'Not yet committed'),
             ('fetched_bytes', 'Fetched for this disk'),
+            ('waiting', 'Requests that wait'),
+            ('oldest_wait_seconds', 'How long the oldest of them waits'),
         ):
             gauge = core.GaugeMetricFamily(
                 f'lazyimage_mirror_{field}', text, labels=['server', 'disk']

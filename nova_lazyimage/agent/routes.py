@@ -205,7 +205,7 @@ class Routes:
     def _describe(self, request: api.Request) -> dict[str, Any]:
         key = api.mirror_key(request)
         found = self._agent.attachments
-        return found.describe(found.table.need(key))
+        return found.describe_whole(found.table.need(key))
 
 
 def version() -> str:

@@ -74,6 +74,8 @@ class Settings:
     guest_fetch_threads: int = 4
     upload_threads: int = 2
     fetch_timeout_seconds: int = 0
+    store_alarm_seconds: float = 5.0
+    slow_request_seconds: float = 1.0
     on_full: str = 'hold'
 
 
@@ -206,6 +208,7 @@ class Agent:
             session_id=book.session_id(host.boot_id()),
             fetch_timeout_seconds=float(settings.fetch_timeout_seconds),
             on_full=settings.on_full,
+            slow_request_seconds=settings.slow_request_seconds,
             **more,
         )
 
@@ -235,6 +238,7 @@ class Agent:
             self._repository,
             threads=settings.fetch_threads,
             guest_threads=settings.guest_fetch_threads,
+            alarm_seconds=settings.store_alarm_seconds,
             observe=self.metrics.observe_fetch,
         )
         self.events = events.Events(self.engine, self.attachments)
@@ -285,7 +289,8 @@ class Agent:
             'mirrors': described,
             'failures': dict(self.fetcher.failures),
             'fetched_bytes': self.fetcher.fetched_bytes,
-            'store_away': self.fetcher.alarm.raised,
+            'latencies': self.engine.latencies(),
+            'store_away_seconds': self.fetcher.alarm.seconds,
             'commits': self.commits.counts,
             'uploaded_bytes': self.commits.uploaded_bytes,
             'releasing': sum(

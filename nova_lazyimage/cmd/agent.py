@@ -112,6 +112,8 @@ def settings(conf: cfg.ConfigOpts) -> service.Settings:
         guest_fetch_threads=agent.guest_fetch_threads,
         upload_threads=agent.upload_threads,
         fetch_timeout_seconds=agent.fetch_timeout_seconds,
+        store_alarm_seconds=agent.store_alarm_seconds,
+        slow_request_seconds=agent.slow_request_seconds,
         on_full=agent.on_full,
         **chosen,
     )

@@ -119,14 +119,26 @@ def readable(size_bytes: int) -> str:
     return f'{size_bytes} B' if unit == 'B' else f'{size:.1f} {unit}'
 
 
+def readable_seconds(seconds: float) -> str:
+    """``1.5 ms``."""
+    if seconds < 0.001:
+        return f'{seconds * 1_000_000:.0f} us'
+    if seconds < 1:
+        return f'{seconds * 1000:.1f} ms'
+    return f'{seconds:.1f} s'
+
+
 def _text(key: str, value: Any) -> str:
+    if key.endswith('seconds') and isinstance(value, float):
+        return readable_seconds(value)
     if key.endswith('_bytes') and isinstance(value, int):
         return readable(value)
     return '' if value is None else str(value)
 
 
 def _heading(key: str) -> str:
-    return key.removesuffix('_bytes').replace('_', ' ')
+    key = key.removesuffix('_bytes').removesuffix('_seconds')
+    return key.replace('_', ' ')
 
 
 def show_rows(

@@ -150,6 +150,25 @@ EIO. 0: for ever, as a disk path that is down does. Guests rarely survive an
 EIO of their root disk.
 """,
     ),
+    cfg.IntOpt(
+        'store_alarm_seconds',
+        default=5,
+        min=1,
+        help="""
+A store that refuses is away at once; one that does not answer is taken to be
+away when no fetch has ended for so long and one has been under way as long.
+""",
+    ),
+    cfg.FloatOpt(
+        'slow_request_seconds',
+        default=1.0,
+        min=0.0,
+        help="""
+Requests of guests that take at least so long are logged, with their disk,
+chunk, source and time, a few dozen within ten seconds at most, and counted.
+Below 0.01 the clock that finds them is too coarse. 0: none is.
+""",
+    ),
     cfg.StrOpt(
         'on_full',
         default='hold',

@@ -9,9 +9,10 @@
 # WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 # License for the specific language governing permissions and limitations
 # under the License.
-"""``lazyimage status``: the agent and its disks."""
+"""``lazyimage status``: the agent's disks, or all that is known of one."""
 
 import argparse
+import json
 from typing import Any
 
 from nova_lazyimage.agent import client
@@ -25,15 +26,35 @@ COLUMNS = (
     'local_bytes',
     'dirty_bytes',
     'fetched_bytes',
+    'hit_rate',
+    'waiting',
     'path',
 )
+LATENCIES = (
+    'operation',
+    'source',
+    'requests',
+    'mean_seconds',
+    'p50_seconds',
+    'p99_seconds',
+)
+WAITS = ('operation', 'offset', 'bytes', 'chunk', 'reason', 'seconds')
 
 
 def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         'status',
-        help='list the attached disks',
-        description='List the disks that the agent serves.',
+        help='list the attached disks, or show one',
+        description='List the disks that the agent serves. Of one disk also '
+        'show how long its requests took, by where their bytes came from, '
+        'and which of them wait, the oldest first, and for what.',
+    )
+    parser.add_argument(
+        'disk',
+        metavar='DISK',
+        nargs='?',
+        help='as it was attached, or SERVER/DISK: the server\'s UUID and the '
+        'disk\'s name',
     )
     disks.add_arguments(parser)
     console.add_format(parser)
@@ -43,6 +64,9 @@ def register(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     place = disks.Place(arguments)
     with disks.agent_errors():
+        if arguments.disk:
+            show(arguments, place.client.mirror(*key(arguments.disk)))
+            return
         try:
             mirrors = place.client.mirrors()
         except client.AgentUnavailable:
@@ -51,3 +75,22 @@ def run(arguments: argparse.Namespace) -> None:
                 raise
             mirrors = []
         console.show_rows(arguments, COLUMNS, mirrors)
+
+
+def key(name: str) -> tuple[str, str]:
+    """What the agent calls it."""
+    server, separator, disk = name.partition('/')
+    return (server, disk) if separator else disks.key(name)
+
+
+def show(arguments: argparse.Namespace, mirror: dict[str, Any]) -> None:
+    """One disk, for people or whole."""
+    if arguments.output_format == 'json':
+        print(json.dumps(mirror))
+        return
+    latencies, waits = mirror.pop('latencies'), mirror.pop('waits')
+    console.show_fields(arguments, mirror)
+    for columns, rows in ((LATENCIES, latencies), (WAITS, waits)):
+        if rows:
+            print()
+            console.show_rows(arguments, columns, rows)
