@@ -33,6 +33,8 @@ from lazyblob import plugins
 from lazyblob import urls
 
 SHARED_GROUP = 'backend_defaults'
+CATALOG_TIMEOUT_SECONDS_DEFAULT = 10
+CATALOG_TIMEOUT_SECONDS_MAX = 600
 THREADS_DEFAULT = 2
 THREADS_MAX = 64
 CHUNK_SIZE_BYTES_DEFAULT = 512 * units.Ki
@@ -82,6 +84,19 @@ Related options:
 """,
     ),
     cfg.IntOpt(
+        'blob_store_catalog_timeout_seconds',
+        sample_default=CATALOG_TIMEOUT_SECONDS_DEFAULT,
+        help="""
+Seconds to wait for an answer of ``lazyimage-conductor``: 1 to 600, and 10
+unless set. A request that needs the catalog while no conductor is there is
+refused after so long; of those that follow most are refused at once. Raise it
+if the catalog's database is known to be slow.
+
+Related options:
+    * ``blob_store_catalog``, of which only ``rpc://`` has a time-out
+""",
+    ),
+    cfg.IntOpt(
         'blob_store_threads',
         sample_default=THREADS_DEFAULT,
         help="""
@@ -119,6 +134,7 @@ class Settings:
     transport_url: str | None = dataclasses.field(repr=False)
     threads: int
     chunk_size_bytes: int
+    catalog_timeout_seconds: int | None = None
 
     @property
     def repository(self) -> tuple[str, str, str | None]:
@@ -162,6 +178,7 @@ def settings(conf: cfg.ConfigOpts, group: str | None) -> Settings:
         transport_url=_transport_url(conf, group, catalog),
         threads=_threads(conf, group),
         chunk_size_bytes=_chunk_size_bytes(conf, group),
+        catalog_timeout_seconds=_catalog_timeout_seconds(conf, group, catalog),
     )
 
 
@@ -222,6 +239,21 @@ def _transport_url(
             f'"{urls.masked(catalog)}", which needs none; remove one of them',
         )
     return value
+
+
+def _catalog_timeout_seconds(
+    conf: cfg.ConfigOpts, group: str, catalog: str
+) -> int | None:
+    name = 'blob_store_catalog_timeout_seconds'
+    value = _value(conf, group, name, CATALOG_TIMEOUT_SECONDS_DEFAULT)
+    if not 1 <= value <= CATALOG_TIMEOUT_SECONDS_MAX:
+        raise bad_configuration(
+            group,
+            f'option "[{group}] {name}" is "{value}"; set it to 1 to '
+            f'{CATALOG_TIMEOUT_SECONDS_MAX}, or remove it for '
+            f'{CATALOG_TIMEOUT_SECONDS_DEFAULT}',
+        )
+    return int(value) if catalog.startswith('rpc:') else None
 
 
 def _threads(conf: cfg.ConfigOpts, group: str) -> int:

@@ -78,6 +78,7 @@ class Connection:
                     self.settings.chunk_store,
                     self.settings.catalog,
                     transport_url=self.settings.transport_url,
+                    timeout_seconds=self.settings.catalog_timeout_seconds,
                 )
                 uuid = connected.info.uuid
             self._check(uuid)

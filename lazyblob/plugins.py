@@ -54,9 +54,17 @@ def chunk_store(url: str) -> base.ChunkStore:
     return store
 
 
-def catalog(url: str, *, transport_url: str | None = None) -> api.Catalog:
+def catalog(
+    url: str,
+    *,
+    transport_url: str | None = None,
+    timeout_seconds: int | None = None,
+) -> api.Catalog:
     """:raises InvalidConfiguration: no such catalog, or not such a URL"""
+    more: dict[str, Any] = {}
+    if timeout_seconds is not None:
+        more['timeout_seconds'] = timeout_seconds
     found: api.Catalog = _load(CATALOGS, url, 'catalog')(
-        url, transport_url=transport_url
+        url, transport_url=transport_url, **more
     )
     return found

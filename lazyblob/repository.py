@@ -88,14 +88,20 @@ def connect(
     catalog_url: str,
     *,
     transport_url: str | None = None,
+    timeout_seconds: int | None = None,
 ) -> 'Repository':
     """A repository that exists; nothing is connected yet.
 
     :param transport_url: oslo.messaging's, for a catalog over ``rpc://``
+    :param timeout_seconds: how long such a catalog may take to answer
     """
     return Repository(
         plugins.chunk_store(chunk_store_url),
-        plugins.catalog(catalog_url, transport_url=transport_url),
+        plugins.catalog(
+            catalog_url,
+            transport_url=transport_url,
+            timeout_seconds=timeout_seconds,
+        ),
     )
 
 

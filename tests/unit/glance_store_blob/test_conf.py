@@ -51,9 +51,23 @@ def test_what_is_not_set_has_the_default_that_help_names(conf):
     assert settings.threads == 2
     assert settings.chunk_size_bytes == 524288
     assert settings.transport_url is None
+    assert settings.catalog_timeout_seconds is None
     told = {option.name: option.help for option in blob_conf.OPTIONS}
     assert '2 unless set' in told['blob_store_threads']
     assert '524288 (512 KiB) unl' in told['blob_store_chunk_size_bytes']
+
+
+def test_an_absent_conductor_is_waited_for_ten_seconds_unless_told(conf):
+    bus = {
+        'blob_store_catalog': 'rpc://',
+        'blob_store_transport_url': 'rabbit://user@host/',
+    }
+    set_all(conf, **(GOOD | bus))
+    assert blob_conf.settings(conf, 'blob1').catalog_timeout_seconds == 10
+    set_all(conf, blob_store_catalog_timeout_seconds=3)
+    assert blob_conf.settings(conf, 'blob1').catalog_timeout_seconds == 3
+    told = {option.name: option.help for option in blob_conf.OPTIONS}
+    assert '10\nunless set' in told['blob_store_catalog_timeout_seconds']
 
 
 def test_a_store_wins_over_the_defaults_of_all_stores(conf):
@@ -120,6 +134,8 @@ def test_a_database_needs_no_message_bus(conf):
         ('blob_store_chunk_size_bytes', '786432'),
         ('blob_store_chunk_size_bytes', '8388608'),
         ('blob_store_chunk_size_bytes', '-524288'),
+        ('blob_store_catalog_timeout_seconds', '0'),
+        ('blob_store_catalog_timeout_seconds', '601'),
         ('blob_store_threads', '0'),
         ('blob_store_threads', '65'),
         ('blob_store_threads', 'many'),
