@@ -23,6 +23,7 @@ from nova.virt.libvirt import driver as libvirt_driver
 from oslo_log import log as logging
 
 from nova_lazyimage import configuration
+from nova_lazyimage import frozen
 from nova_lazyimage import imagebackend
 from nova_lazyimage import lifecycle
 from nova_lazyimage import refusals
@@ -54,6 +55,7 @@ class LazyLibvirtDriver(
         configuration.check_options()
         configuration.check_agent(host)
         super().init_host(host)
+        frozen.thaw_left(self._host)
 
     def update_provider_tree(
         self, provider_tree: Any, nodename: str, allocations: Any = None

@@ -39,6 +39,7 @@ from oslo_log import log as logging
 
 from nova_lazyimage import disks
 from nova_lazyimage import exceptions
+from nova_lazyimage import frozen
 from nova_lazyimage import marker
 from nova_lazyimage.agent import client
 
@@ -296,14 +297,15 @@ class SnapshotMixin:
             # Nobody writes.
             yield
             return
-        asked = frozen = False
+        asked = confirmed = False
         try:
             try:
                 self._can_quiesce(instance, image_meta)
                 # From here on it may be frozen, whatever is answered.
                 asked = True
+                frozen.note(instance)
                 self.quiesce(context, instance, image_meta)
-                frozen = True
+                confirmed = True
             except exception.NovaException as exc:
                 if required:
                     LOG.error(
@@ -321,21 +323,28 @@ class SnapshotMixin:
             yield
         finally:
             if asked:
-                self._thaw(context, instance, image_meta, frozen)
+                self._thaw(context, instance, image_meta, confirmed)
 
     def _thaw(
-        self: Any, context: Any, instance: Any, image_meta: Any, frozen: bool
+        self: Any,
+        context: Any,
+        instance: Any,
+        image_meta: Any,
+        confirmed: bool,
     ) -> None:
         for attempt in range(1, THAW_ATTEMPTS + 1):
             try:
                 self.unquiesce(context, instance, image_meta)
+                frozen.forget(instance)
                 return
             except exception.NovaException as exc:
                 if attempt < THAW_ATTEMPTS:
                     continue
                 # An agent that is not there has frozen nothing.
+                if not confirmed:
+                    frozen.forget(instance)
                 LOG.log(
-                    logging.ERROR if frozen else logging.WARNING,
+                    logging.ERROR if confirmed else logging.WARNING,
                     'The guest may still be frozen: %(error)s; thaw it with '
                     '"virsh domfsthaw"',
                     {'error': exc},

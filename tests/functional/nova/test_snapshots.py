@@ -17,6 +17,7 @@ import pytest
 from nova import exception
 
 import nova_harness
+from nova_lazyimage import frozen
 
 
 class SnapshotBase(nova_harness.LazyBase):
@@ -138,6 +139,24 @@ class QuiesceTest(SnapshotBase):
         seal = self.index('POST .*commits')
         poll = self.index('GET .*commits')
         self.assertTrue(freeze < seal < thaw < poll, self.agent.calls)
+
+    def test_a_nova_compute_that_died_meanwhile_thaws_the_guest_at_its_start(
+        self,
+    ):
+        self.use_guest_agent()
+        server = self.boot()
+        note = self.instance_folder(server) / frozen.NAME
+        noted = []
+        self.agent.on_call = lambda *call: noted.append(note.exists())
+        self.snapshot(server)
+        self.assertTrue(any(noted))
+        self.assertFalse(note.exists())
+
+        note.touch()
+        self.agent.calls.clear()
+        self.driver.init_host('compute1')
+        self.assertEqual(['THAW'], self.agent.calls_of('FREEZE|THAW'))
+        self.assertFalse(note.exists())
 
     def test_a_failed_seal_thaws_the_guest(self):
         self.use_guest_agent()
