@@ -40,6 +40,8 @@ class Events:
     """One thread that drains the engine's queue."""
 
     def __init__(self, engine: Any, attached: attachments.Attachments) -> None:
+        #: The agent is its own user: what is journalled from now on is, too.
+        self.settled = threading.Event()
         self._engine = engine
         self._attached = attached
         self._stopping = threading.Event()
@@ -55,6 +57,7 @@ class Events:
     def stop(self) -> None:
         """Listen no more, once the queue was drained."""
         self._stopping.set()
+        self.settled.set()
         self._thread.join(2 * WAIT_SECONDS)
         while self._thread.is_alive() is False:
             event = self._engine.next_event(0.0)
@@ -75,6 +78,7 @@ class Events:
     def _handle(self, event: dict[str, Any]) -> None:
         kind = event.get('kind')
         if kind == 'owner':
+            self.settled.wait()
             self._attached.set_owner(
                 (str(event['instance']), str(event['disk'])),
                 int(event['uid']),

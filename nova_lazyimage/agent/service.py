@@ -150,6 +150,8 @@ class Agent:
             self.engine = self._open_engine(book)
         self._assemble(book)
         self.attachments.load()
+        # From now on: a disk that waits for its fence says so.
+        self.events.start()
         resumed = self.session.resume(self._restore_all)
         if not resumed:
             self.session.mount()
@@ -161,9 +163,8 @@ class Agent:
         self._server = server
         self._load_repository()
         self._user.become()
+        self.events.settled.set()
         self._server.start()
-        # Not before: what it writes to the journal is the user's.
-        self.events.start()
         if not resumed:
             self._restore_all()
         self._serve(book)

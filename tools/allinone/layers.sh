@@ -217,3 +217,15 @@ copy_checkout() {
     )
     chmod 755 "$target"
 }
+
+# An older kernel's package in the cache, for tests that boot it.
+need_old_kernel() {
+    ! ls "$SHARED"/kernels/linux-image-6.1.*.deb >/dev/null 2>&1 || return 0
+    need_layers base
+    say 'fetching the kernel of Debian 12 (once)'
+    remove_tree "$LAYERS"/kernel.new{,.work,.view}
+    mkdir -p "$LAYERS/kernel.new"
+    in_build "$LAYER" "$LAYERS/kernel.new" \
+        /run/allinone/recipe/old_kernel.sh "$(host_mirror)"
+    remove_tree "$LAYERS"/kernel.new{,.work,.view}
+}

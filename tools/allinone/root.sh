@@ -39,6 +39,7 @@ usage: root.sh COMMAND
                             run COMMAND in a fresh instance, with the
                             checkout's copy at /src; its exit status is this
                             one's; the instance is removed unless --keep
+  kernel                    fetch Debian 12's kernel for make soak, once
   start NAME                start an instance that stays
   exec NAME -- COMMAND...   run COMMAND in a started instance
   shell NAME                a shell in it, with OS_* set
@@ -66,6 +67,7 @@ main() {
     case $command in
         build) need_layers "$@" ;;
         run) instance_run "$@" ;;
+        kernel) need_old_kernel ;;
         start) instance_start "$@" ;;
         exec) instance_exec "$@" ;;
         shell) instance_shell "$@" ;;
