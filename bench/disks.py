@@ -11,6 +11,7 @@
 # under the License.
 """The disks that the comparisons of the data path run fio on."""
 
+import mmap
 import os
 import pathlib
 import shutil
@@ -26,13 +27,21 @@ STOP_SECONDS_MAX = 30.0
 
 
 def fill(path: pathlib.Path, size_bytes: int = fio.SIZE_BYTES) -> None:
-    """Write every block once, in order."""
-    block = os.urandom(1 << 20)
-    with path.open('r+b' if path.exists() else 'wb') as file:
-        for _ in range(size_bytes >> 20):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write every block once, in order, as a guest does.
+
+    Whoever serves the file, its file system then sees the same requests and
+    lays the blocks out alike.
+    """
+    block = mmap.mmap(-1, 1 << 20)
+    block.write(os.urandom(len(block)))
+    handle = os.open(path, os.O_RDWR | os.O_DIRECT)
+    try:
+        for offset in range(0, size_bytes, len(block)):
+            if os.pwrite(handle, block, offset) != len(block):
+                raise harness.Missing(f'a write of {path} was cut short')
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class Raw:
@@ -58,19 +67,26 @@ class Raw:
         self.file = self.folder / 'file'
 
     def path_for(self, load: fio.Load) -> pathlib.Path:
-        return self.file
+        return self.path
 
     def make(self) -> None:
         fio.need('fio')
         self.folder.mkdir()
-        if self.empty:
-            self.file.touch()
-            os.truncate(self.file, self.size_bytes)
-        else:
-            fill(self.file, self.size_bytes)
+        self.file.touch()
+        os.truncate(self.file, self.size_bytes)
+
+    def warm(self) -> None:
+        """Bring the disk into the state that is measured."""
+        if not self.empty:
+            fill(self.path, self.size_bytes)
+
+    @property
+    def path(self) -> pathlib.Path:
+        return self.file
 
     def prepare(self) -> None:
         self.make()
+        self.warm()
 
     def has(self, case: str) -> bool:
         return case in self.loads
@@ -156,16 +172,18 @@ class Passthrough(Served):
 
     name = 'pass-through'
 
-    def path_for(self, load: fio.Load) -> pathlib.Path:
+    @property
+    def path(self) -> pathlib.Path:
         return self.mount / 'passthrough' / 'file'
 
     def is_up(self) -> bool:
-        return (self.mount / 'passthrough' / 'file').exists()
+        return self.path.exists()
 
     def prepare(self) -> None:
         self.make()
         self.mount.mkdir()
         self.serve('passthrough', self.mount, self.file)
+        self.warm()
 
 
 class QemuStorageDaemon(Served):
@@ -173,7 +191,8 @@ class QemuStorageDaemon(Served):
 
     name = 'qemu-storage-daemon'
 
-    def path_for(self, load: fio.Load) -> pathlib.Path:
+    @property
+    def path(self) -> pathlib.Path:
         return self.mount
 
     def is_up(self) -> bool:
@@ -193,6 +212,7 @@ class QemuStorageDaemon(Served):
             f'type=fuse,id=export,node-name=disk,mountpoint={self.mount},'
             'writable=on',
         )
+        self.warm()
 
 
 class Mirror(Served):
@@ -209,7 +229,7 @@ class Mirror(Served):
         return self.mount / 'bench' / disk
 
     def is_up(self) -> bool:
-        return (self.mount / 'bench' / 'write').exists()
+        return 'ready' in (self.folder / 'log').read_text()
 
     def prepare(self) -> None:
         self.folder.mkdir()
@@ -217,9 +237,6 @@ class Mirror(Served):
         state = self.folder / 'state'
         self.serve(self.kind, self.mount, state, self.size_bytes)
         self.warm()
-
-    def warm(self) -> None:
-        """Bring the disks into the state that is measured."""
 
 
 class Delta(Mirror):

@@ -80,7 +80,7 @@ def mirrors(kind: str, mount: str, state: str, size: str) -> None:
     disks = {'read': (size_bytes, leaves), 'write': (size_bytes, leaves)}
     if kind == 'starved':
         # Names that nobody has a content for.
-        strange = [bytes([7]) + name[1:] for name in names[:STARVED_CHUNKS]]
+        strange = [name[::-1] for name in names[:STARVED_CHUNKS]]
         disks['starved'] = (
             len(strange) * CHUNK_SIZE_BYTES,
             leaves_of(strange),
