@@ -27,6 +27,7 @@ from bench import harness
 
 SIZE_BYTES = int(os.environ.get('LAZYIMAGE_BENCH_MIB', '1024')) << 20
 BLOCK_BYTES = 1 << 20
+PAGE_BYTES = 4096
 
 
 def make_image(path: pathlib.Path) -> None:
@@ -36,7 +37,11 @@ def make_image(path: pathlib.Path) -> None:
         for _ in range(SIZE_BYTES // BLOCK_BYTES):
             if chance.random() < 0.4:
                 half = chance.randbytes(BLOCK_BYTES // 2)
-                file.write(half + bytes(1) * 8 + half[:-8])
+                # Twice each, near one another: a chunk is less than a block.
+                parts = range(0, len(half), PAGE_BYTES)
+                file.write(
+                    b''.join(half[n : n + PAGE_BYTES] * 2 for n in parts)
+                )
             else:
                 file.seek(BLOCK_BYTES, os.SEEK_CUR)
         file.truncate(SIZE_BYTES)
