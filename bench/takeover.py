@@ -18,6 +18,7 @@ those that one of them held up.
 """
 
 import contextlib
+import importlib
 import os
 import pathlib
 import random
@@ -31,6 +32,7 @@ from bench import harness
 TIMES = int(os.environ.get('LAZYIMAGE_BENCH_KILLS', '20'))
 DISK_BYTES = 12 << 20
 PAUSE_SECONDS = 0.5
+TESTS = 'tests.functional.agent'
 
 
 class Agents:
@@ -47,8 +49,8 @@ class Agents:
 
     def prepare(self) -> None:
         try:
-            from tests.functional.agent import conftest
-            from tests.functional.agent import takeover
+            conftest = importlib.import_module(f'{TESTS}.conftest')
+            takeover = importlib.import_module(f'{TESTS}.takeover')
         except ImportError as exc:
             raise harness.Missing(f'the load of the tests: {exc}') from exc
         self.takeover = takeover
