@@ -2,7 +2,8 @@
 //! Full disks: a write is held until there is room, or refused; the cache goes first; a COMMIT is
 //! given up before a guest's write is.
 //!
-//! Each test runs itself again with a mount namespace of its own, where a tmpfs is the disk.
+//! Each test runs itself again with a mount namespace of its own, where a tmpfs is the disk; where
+//! loop devices can be had (as root), once more on a small ext4, which allocates as real disks do.
 
 #![allow(clippy::unwrap_used, reason = "test code")]
 
@@ -10,6 +11,7 @@ mod common;
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use _mirror::disk::{Answer, Disk};
@@ -18,18 +20,55 @@ use common::{BLOCK, CHUNK, Host, noise};
 
 const MIB: usize = 1 << 20;
 
+const EXT4: &str = "truncate -s $((BYTES + 16777216)) \"$MIRROR_SMALL_DISK.img\" && \
+    mkfs.ext4 -q -F -m 0 \"$MIRROR_SMALL_DISK.img\" && \
+    mount -o loop \"$MIRROR_SMALL_DISK.img\" \"$MIRROR_SMALL_DISK\" && \
+    rm \"$MIRROR_SMALL_DISK.img\"";
+
+/// Whether this host lets us have a loop device.
+fn has_loop_devices() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        let place = tempfile::tempdir().unwrap();
+        let mounted = Command::new("unshare")
+            .args(["--mount", "sh", "-c", EXT4])
+            .env("MIRROR_SMALL_DISK", place.path())
+            .env("BYTES", "0")
+            .output()
+            .is_ok_and(|output| output.status.success());
+        if !mounted {
+            println!("no loop devices here: on tmpfs only");
+            let _ = std::fs::remove_file(place.path().with_extension("img"));
+        }
+        mounted
+    })
+}
+
 /// Runs `body` in a directory on a file system of so many bytes.
 fn on_a_disk_of(bytes: usize, name: &str, body: impl FnOnce(tempfile::TempDir)) {
     if let Ok(place) = std::env::var("MIRROR_SMALL_DISK") {
         return body(tempfile::tempdir_in(place).unwrap());
     }
-    let place = tempfile::tempdir().unwrap();
-    let script = format!(
-        "mount -t tmpfs -o size={bytes} mirror \"$MIRROR_SMALL_DISK\" && exec \"$0\" --exact {name} --nocapture"
+    let tmpfs = "mount -t tmpfs -o size=$BYTES mirror \"$MIRROR_SMALL_DISK\"";
+    run_on(
+        bytes,
+        name,
+        tmpfs,
+        &["--user", "--map-root-user", "--mount"],
     );
+    if has_loop_devices() {
+        run_on(bytes, name, EXT4, &["--mount"]);
+    }
+}
+
+fn run_on(bytes: usize, name: &str, mount: &str, namespaces: &[&str]) {
+    let place = tempfile::tempdir().unwrap();
+    let script = format!("{mount} && exec \"$0\" --exact {name} --nocapture");
     let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
+        .args(namespaces)
+        .args(["sh", "-c", &script])
         .arg(std::env::current_exe().unwrap())
+        .env("BYTES", bytes.to_string())
         .env("MIRROR_SMALL_DISK", place.path())
         .output()
         .expect("util-linux's unshare");
@@ -171,6 +210,40 @@ fn a_commit_is_given_up_and_works_once_there_is_room() {
             assert_eq!(content[..BLOCK], [2; BLOCK]);
             assert_eq!(content[BLOCK..2 * BLOCK], [1; BLOCK]);
             sealed.publish();
+        },
+    );
+}
+
+#[test]
+fn a_commit_and_a_flush_go_on_while_a_write_is_held() {
+    on_a_disk_of(
+        4 * MIB,
+        "a_commit_and_a_flush_go_on_while_a_write_is_held",
+        |directory| {
+            let mut host = host(directory, OnFull::Hold);
+            host.write(0, &[1; BLOCK]).unwrap();
+            let sealed = host.mirror.freeze().unwrap();
+            fill(host.directory.path());
+            // A block of the frozen chunk that was not local: nothing to set aside, no room to go to.
+            let ticket = host.ticket();
+            let at = 5 * BLOCK;
+            let answer = host
+                .mirror
+                .write(&host.door, ticket, at as u64, &[2; BLOCK], false);
+            assert_eq!(answer, Answer::Parked);
+            host.flush().unwrap();
+            let content = host.read_sealed(&sealed, 0).unwrap();
+            assert_eq!(content[..BLOCK], [1; BLOCK]);
+            assert_eq!(content[at..at + BLOCK], noise(1, CHUNK)[at..at + BLOCK]);
+            sealed.uploaded(0);
+            sealed.publish();
+            assert_eq!(host.notes.take(ticket), None);
+            free(host.directory.path());
+            host.notes.wait(ticket).unwrap();
+            assert_eq!(host.read(at, BLOCK).unwrap(), [2; BLOCK]);
+            // What was written since the freeze is dirty.
+            assert_eq!(host.count("dirty_bytes"), BLOCK as u64);
+            host.flush().unwrap();
         },
     );
 }

@@ -198,6 +198,7 @@ pub fn script() -> Vec<Step> {
         guest(Write(64 * B, B, false)),
         Step::Kill,
         guest(Flush),
+        guest(Write(66 * B, B, false)),
         Step::Grow,
         guest(Write(end - 50, 4000, false)),
         guest(Write(3 * B, B, false)),
