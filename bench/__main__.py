@@ -29,6 +29,8 @@ NAMES = {
     'touch': 'bench.touch',
     'misses': 'bench.misses',
     'scale': 'bench.scale',
+    'freeze': 'bench.freeze',
+    'commit': 'bench.commit',
     'import': 'bench.importing',
     'cloud': 'bench.cloud',
 }

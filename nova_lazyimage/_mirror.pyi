@@ -182,7 +182,16 @@ class Mirror:
     def read(self, offset: int, length: int) -> bytes:
         """Read as a guest would, waiting for what must be fetched."""
     def flush(self) -> None: ...
-    def grow(self, size_bytes: int) -> None: ...
+    @property
+    def is_open(self) -> bool:
+        """Whether a file of it was opened, and not closed, through FUSE.
+
+        Of what was opened before a take-over it knows nothing.
+        """
+    def reserve(self, size_bytes: int) -> None:
+        """Make its files large enough, durably; the guest sees nothing."""
+    def grow(self, size_bytes: int) -> None:
+        """Show the guest a larger disk, whose size the journal has."""
     def set_owner(self, uid: int, gid: int, mode: int) -> None: ...
     def end_misses(self) -> None:
         """Parked and new misses end with EIO (contract 40) until allowed."""
@@ -218,6 +227,9 @@ class Held:
 class Sealed:
     @property
     def size_bytes(self) -> int: ...
+    @property
+    def pause_seconds(self) -> tuple[float, float]:
+        """How long writes waited; how much longer than for those under way."""
     @property
     def chunks(self) -> list[int]:
         """Indexes of the chunks that hold a dirty block, ascending."""

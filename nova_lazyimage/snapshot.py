@@ -53,8 +53,8 @@ THAW_ATTEMPTS = 3
 SERVER_ERROR = 500
 # How long a guest stays frozen for an agent that does not answer.
 SEAL_SECONDS = 10
-# What is said of a COMMIT that an agent which stopped or died did not finish.
-INTERRUPTED = ('Cancelled', 'Conflict', 'Interrupted')
+# The code of a COMMIT that an agent which stopped or died did not finish.
+INTERRUPTED = 'Interrupted'
 
 Quiesced = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -245,7 +245,7 @@ class _Commit:
         if isinstance(error, str):
             error = {'message': error}
         message = error.get('message', 'the commit failed')
-        if self._away or error.get('code') in INTERRUPTED:
+        if self._away or error.get('code') == INTERRUPTED:
             raise Interrupted(message)
         raise exceptions.SnapshotFailed(
             instance_uuid=self._instance.uuid, reason=message

@@ -60,6 +60,8 @@ struct Word(AtomicU32);
 #[derive(Debug)]
 struct Inner<J> {
     closed: u64,
+    /// When somebody last left a closed gate, or opened one.
+    left: Option<Instant>,
     waiting: VecDeque<(u64, J)>,
 }
 
@@ -105,6 +107,7 @@ impl<J> Default for Gates<J> {
             words: (0..GATES).map(|_| Word::default()).collect(),
             inner: Mutex::new(Inner {
                 closed: 0,
+                left: None,
                 waiting: VecDeque::new(),
             }),
             changed: Condvar::new(),
@@ -148,7 +151,7 @@ impl<J> Gates<J> {
             last |= self.words[gate].0.fetch_sub(1, Ordering::SeqCst) == CLOSED | 1;
         }
         if last {
-            drop(lock(&self.inner));
+            lock(&self.inner).left = Some(Instant::now());
             self.changed.notify_all();
         }
     }
@@ -176,12 +179,14 @@ impl<J> Gates<J> {
         true
     }
 
-    /// Closes all, waiting for other closers too: for threads that may, one at a time.
+    /// Closes all, waiting for other closers too: for threads that may, one at a time. Answers when
+    /// the last of those inside had left, if it had to wait for any.
     ///
     /// # Errors
     /// Not all were empty in time: all are as they were, and these may try again.
-    pub fn close_all(&self, until: Option<Instant>) -> Result<(), Vec<J>> {
+    pub fn close_all(&self, until: Option<Instant>) -> Result<Option<Instant>, Vec<J>> {
         let mut inner = lock(&self.inner);
+        inner.left = None;
         let mut mine = 0;
         // Hold what is free, so that a stream of claims cannot starve a freeze. Nobody else waits
         // for a gate while it holds another, and the caller sees to it that only one does this.
@@ -192,7 +197,7 @@ impl<J> Gates<J> {
                 mine |= free;
             }
             if mine == u64::MAX && self.are_empty(mine) {
-                return Ok(());
+                return Ok(inner.left);
             }
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             inner = match left {
@@ -228,6 +233,7 @@ impl<J> Gates<J> {
     pub fn open(&self, mask: u64) -> Vec<J> {
         let mut inner = lock(&self.inner);
         inner.closed &= !mask;
+        inner.left = Some(Instant::now());
         for gate in gates(mask) {
             self.words[gate].0.fetch_and(!CLOSED, Ordering::SeqCst);
         }
@@ -299,7 +305,7 @@ mod tests {
         assert_eq!(gates.close_all(soon()), Err(vec![]));
         assert!(gates.pass(2).is_none(), "that one was somebody else's");
         assert!(gates.open(2).is_empty());
-        assert_eq!(gates.close_all(soon()), Ok(()));
+        assert_eq!(gates.close_all(soon()), Ok(None), "nobody was inside");
         assert!(gates.pass(1).is_none());
     }
 

@@ -257,11 +257,12 @@ impl Mirror {
         result.map_err(|errno| Error::errno("flush", self.delta.path(), errno))
     }
 
-    /// Makes the disk larger; the caller has journalled the size and then tells its door.
+    /// Makes delta and maps large enough for a disk of this size, durably; nothing shows. The caller
+    /// then journals the size (rule 8).
     ///
     /// # Errors
     /// Shrinking, or no room for the maps.
-    pub fn grow(&self, size_bytes: u64) -> Result<()> {
+    pub fn reserve(&self, size_bytes: u64) -> Result<()> {
         let mut header = lock(&self.header);
         if size_bytes < self.size_bytes() {
             return Err(Error::Invalid(format!(
@@ -278,7 +279,15 @@ impl Mirror {
             Error::io("sync", self.delta.path(), e)
         })?;
         header.size_bytes = header.size_bytes.max(size_bytes);
-        self.disk_map.set_header(&header)?;
+        self.disk_map.set_header(&header)
+    }
+
+    /// Makes the disk larger; the caller has journalled the size and then tells its door.
+    ///
+    /// # Errors
+    /// As [`Mirror::reserve`].
+    pub fn grow(&self, size_bytes: u64) -> Result<()> {
+        self.reserve(size_bytes)?;
         self.size_bytes.store(size_bytes, Ordering::SeqCst);
         Ok(())
     }

@@ -431,6 +431,15 @@ impl Mirror {
         Ok(py.detach(|| self.inner.flush_wait())?)
     }
 
+    #[getter]
+    fn is_open(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.fuse.is_open(&self.instance, &self.disk))
+    }
+
+    fn reserve(&self, py: Python<'_>, size_bytes: u64) -> PyResult<()> {
+        Ok(py.detach(|| self.inner.reserve(size_bytes))?)
+    }
+
     fn grow(&self, py: Python<'_>, size_bytes: u64) -> PyResult<()> {
         py.detach(|| {
             self.inner.grow(size_bytes)?;
@@ -502,6 +511,12 @@ impl Sealed {
     #[getter]
     fn size_bytes(&self) -> u64 {
         self.inner.size_bytes()
+    }
+
+    #[getter]
+    fn pause_seconds(&self) -> (f64, f64) {
+        let pause = self.inner.pause();
+        (pause.total.as_secs_f64(), pause.overhead.as_secs_f64())
     }
 
     #[getter]

@@ -16,6 +16,7 @@ from typing import Any
 
 from nova_lazyimage.agent import attachments
 from nova_lazyimage.agent import errors
+from nova_lazyimage.agent import freezes
 from nova_lazyimage.agent import mirrors
 
 UUID = re.compile(
@@ -114,8 +115,10 @@ def attach(body: dict[str, Any], uid: int, gid: int) -> attachments.Request:
 
 def commit(body: dict[str, Any]) -> dict[str, str]:
     """The body of a COMMIT, as the arguments of Commits.start."""
-    only(body, 'commit_id', 'image_id', 'project_id', 'name')
-    image_id = ''
+    only(body, 'commit_id', 'image_id', 'project_id', 'name', 'token')
+    image_id = token = ''
+    if body.get('token') is not None:
+        token = match(UUID, 'token', body['token'])
     if body.get('image_id') is not None:
         image_id = match(UUID, 'image_id', body['image_id'])
     return {
@@ -123,4 +126,27 @@ def commit(body: dict[str, Any]) -> dict[str, str]:
         'image_id': image_id,
         'project_id': text('project_id', body.get('project_id')),
         'name': text('name', body.get('name')),
+        'token': token,
     }
+
+
+def freeze(body: dict[str, Any]) -> tuple[str, float]:
+    """The body of a freeze: its token, and its seconds at most."""
+    only(body, 'token', 'seconds')
+    seconds = body.get('seconds', freezes.SECONDS)
+    if (
+        not isinstance(seconds, (int, float))
+        or isinstance(seconds, bool)
+        or not 0 < seconds <= freezes.SECONDS_MAX
+    ):
+        raise errors.BadRequest(
+            f'"seconds" is {str(seconds)[:40]!r}; it must be more than 0 and '
+            f'at most {freezes.SECONDS_MAX}'
+        )
+    return match(UUID, 'token', body.get('token')), float(seconds)
+
+
+def thaw(body: dict[str, Any]) -> str:
+    """The body of a thaw: the freeze's token."""
+    only(body, 'token')
+    return match(UUID, 'token', body.get('token'))

@@ -21,11 +21,13 @@ the journal and in ``manifests/``. A mirror that cannot be exported stays
 listed as broken: its server must not start on other bytes (contract 37).
 """
 
+import contextlib
 import dataclasses
 import errno
 import secrets
 import threading
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from oslo_log import log as logging
@@ -85,6 +87,7 @@ class Attachments:
         self._mutex = threading.Lock()
         # Every record, those that are coming and going among them.
         self._records: dict[str, journal.Record] = {}
+        self._coming: list[str] = []
 
     # Records
 
@@ -113,8 +116,21 @@ class Attachments:
             self._journal.save(record)
             self._records[record.attach_id] = record
 
+    @contextlib.contextmanager
+    def keeping(self, root: str) -> Iterator[None]:
+        """Nobody drops this manifest, which a record is about to name."""
+        with self._mutex:
+            self._coming.append(root)
+        try:
+            yield
+        finally:
+            with self._mutex:
+                self._coming.remove(root)
+
     def _roots(self) -> set[str]:
-        return {
+        with self._mutex:
+            coming = set(self._coming)
+        return coming | {
             record.base.root
             for record in self.records()
             if record.base is not None
@@ -137,7 +153,8 @@ class Attachments:
                 raise errors.Conflict(
                     f'its manifest "{record.base.root}" is gone'
                 )
-            live.mirror = self._export(record, manifest, create=False)
+            self.files.remove_other_turns(record)
+            live.mirror = self.export(record, manifest, create=False)
         except Exception as exc:
             if isinstance(exc, OSError) and exc.errno == errno.ESTALE:
                 raise session.Lost(
@@ -155,18 +172,19 @@ class Attachments:
         self.table.put(live)
         return live
 
-    def _export(
+    def export(
         self, record: journal.Record, manifest: Any, *, create: bool
     ) -> Any:
-        folder = self.files.mirror(record.attach_id)
+        """The engine's mirror, in service."""
+        folder = self.files.mirror(record.files_id)
         if create:
             folder.mkdir(mode=0o700)
         return self._engine.attach(
             instance=record.instance,
             disk=record.disk,
-            attach_id=record.attach_id,
+            attach_id=record.files_id,
             directory=str(folder),
-            live_map=str(self.files.live_map(record.attach_id)),
+            live_map=str(self.files.live_map(record.files_id)),
             size_bytes=record.size_bytes,
             chunk_size_bytes=record.chunk_size_bytes,
             chunk_key=bytes.fromhex(record.chunk_key),
@@ -246,7 +264,7 @@ class Attachments:
         self._save_new(record)
         try:
             manifest = self._acquire(record, repository)
-            mirror = self._export(record, manifest, create=True)
+            mirror = self.export(record, manifest, create=True)
         except BaseException:
             self._withdraw(record)
             raise
@@ -330,7 +348,7 @@ class Attachments:
     # What is asked of one mirror
 
     def grow(self, live: mirrors.Live, size_bytes: int) -> None:
-        """Contract 8: durable in the journal before a guest sees it."""
+        """Contract 8: files, then journal, and only then a guest sees it."""
         mirror = live.serving()
         with live.lock:
             record = live.record
@@ -338,14 +356,14 @@ class Attachments:
             self._check_size(record.key, before, size_bytes)
             if size_bytes == before:
                 return
+            mirror.reserve(size_bytes)
             record.size_bytes = size_bytes
-            self._journal.save(record)
             try:
-                mirror.grow(size_bytes)
+                self._journal.save(record)
             except BaseException:
                 record.size_bytes = before
-                self._journal.save(record)
                 raise
+            mirror.grow(size_bytes)
         LOG.info(
             'Disk %s of server %s grew from %d to %d bytes',
             record.disk,
@@ -411,6 +429,8 @@ class Attachments:
             'clone': record.clone or None,
             'project_id': record.project_id,
             'parent': parent.version if parent else None,
+            'base': record.base.version if record.base else None,
             'attach_id': record.attach_id,
             'commit_id': record.commit.commit_id if record.commit else None,
+            'frozen': live.freeze is not None and live.freeze.held.is_held,
         }

@@ -189,6 +189,16 @@ class AgentClient:
             {'size_bytes': size_bytes},
         )
 
+    def revert(self, instance: str, disk: str, version: int) -> dict[str, Any]:
+        """Drop what was written since; the disk is that version again.
+
+        :raises NotFound: its blob has no such version
+        :raises Conflict: the disk is open, or a COMMIT of it is under way
+        """
+        return self._json(
+            'POST', self._path(instance, disk, 'revert'), {'version': version}
+        )
+
     def sync(self, instance: str, disk: str) -> None:
         """Flush: what the guest was acknowledged is durable afterwards."""
         self._json('POST', self._path(instance, disk, 'sync'), {})
@@ -197,6 +207,30 @@ class AgentClient:
         """The first bytes of the disk, for the inspection of its format."""
         query = f'?bytes={length_bytes:d}'
         return self._bytes('GET', self._path(instance, disk, 'head') + query)
+
+    def freeze(
+        self, instance: str, disk: str, token: str, seconds: float = 5
+    ) -> dict[str, Any]:
+        """Hold the guest's writes until a COMMIT names the token.
+
+        Freeze all disks of a group, then commit each of them.
+
+        :param token: a UUID; repeating it answers the same freeze
+        :param seconds: then it is thawed, whatever happens; at most 20
+        :raises Conflict: a COMMIT or another freeze is under way; code
+            ``FreezeExpired``: this token's freeze has ended
+        """
+        return self._json(
+            'POST',
+            self._path(instance, disk, 'freeze'),
+            {'token': token, 'seconds': seconds},
+        )
+
+    def thaw(self, instance: str, disk: str, token: str) -> dict[str, Any]:
+        """Let the guest go on; a freeze that has ended is fine."""
+        return self._json(
+            'POST', self._path(instance, disk, 'thaw'), {'token': token}
+        )
 
     def commit(
         self,
@@ -207,6 +241,7 @@ class AgentClient:
         image_id: str | None = None,
         project_id: str = '',
         name: str = '',
+        token: str | None = None,
     ) -> dict[str, Any]:
         """Seal the disk and start its COMMIT; returns once it is SEALED.
 
@@ -214,7 +249,9 @@ class AgentClient:
         ``commit_id`` answers the same COMMIT.
 
         :param image_id: publish it as this image blob, too
-        :raises Conflict: another COMMIT of this disk is under way
+        :param token: seal what was frozen under it; None: freeze now
+        :raises Conflict: another COMMIT of this disk is under way; code
+            ``FreezeExpired``: that freeze holds no more
         """
         body = {
             'commit_id': commit_id,
@@ -222,6 +259,8 @@ class AgentClient:
             'project_id': project_id,
             'name': name,
         }
+        if token is not None:
+            body['token'] = token
         return self._json('POST', self._path(instance, disk, 'commits'), body)
 
     def commit_state(

@@ -11,21 +11,39 @@
 # under the License.
 """COMMIT: what a mirror holds becomes a version, while its guest runs.
 
-The order (contracts 17 to 24): the journal names the COMMIT, the engine
-freezes, the client is answered; dirty chunks go to the store, each freed of
-its protection as soon as it is there; the journal names parent and root, the
-catalog publishes version and image in one transaction; the journal names the
-new parent, the engine drops the frozen bits; the location is minted.
+The order (contracts 17 to 24): the engine freezes and seals (or seals what a
+client froze before, see freezes.py), the journal names the COMMIT, the client
+is answered; dirty chunks go to the store, each freed of its protection as
+soon as it is there; the journal names parent and root, the catalog publishes
+version and image in one transaction; the journal names the new parent, the
+engine drops the frozen bits; the location is minted.
 
 Until the journal names the new parent, every way out is the same: what was
 frozen is dirty again. A publish whose outcome is unknown is never assumed to
 have failed: the epoch is raised, so that it can no longer land late, and the
-catalog is asked whether it did.
+catalog is asked whether it did. An agent that stops or dies before it knows
+leaves the journal as it is, and its successor asks.
+
+======================================= ======================================
+killed                                  found by the next agent
+======================================= ======================================
+before the journal names the COMMIT     no COMMIT; the engine's recovery made
+                                        the frozen blocks dirty again
+stage *sealed*                          the same; the COMMIT failed with
+                                        ``Interrupted``
+stage *publishing*                      asks the catalog: it landed, and this
+                                        is the new parent, or it failed with
+                                        ``Interrupted``; blocks are dirty
+the journal names the new parent        published; blocks that were frozen may
+                                        be dirty: their chunks are recognised
+its location was not minted             it is minted now
+======================================= ======================================
 
 Threads: one for each COMMIT under way; chunks are read, hashed and put by a
 pool that all of them share.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +54,7 @@ from oslo_log import log as logging
 from lazyblob import exceptions
 from nova_lazyimage.agent import answers
 from nova_lazyimage.agent import errors
+from nova_lazyimage.agent import freezes
 from nova_lazyimage.agent import journal
 from nova_lazyimage.agent import mirrors
 from nova_lazyimage.agent import publishing
@@ -53,16 +72,28 @@ class Job:
         self.live = live
         self.sealed = sealed
         self.cancelled = threading.Event()
+        self.agent_stops = False
         self.thread: threading.Thread | None = None
         self.committed_bytes = 0
         self.total_bytes = 0
         self.statistics: dict[str, Any] = {}
 
+    def check(self) -> None:
+        """:raises Cancelled: or Interrupted; somebody ends this COMMIT"""
+        if not self.cancelled.is_set():
+            return
+        if self.agent_stops:
+            raise errors.Interrupted(
+                'the agent stopped during the commit; what it held is dirty '
+                'again: commit again with a new id'
+            )
+        raise errors.Cancelled('the disk was released during the commit')
+
 
 class Commits:
     """The COMMITs of this host.
 
-    :param upload_threads: chunks of all COMMITs that go up at once
+    :param uploader: brings the chunks of all of them to the store
     """
 
     def __init__(
@@ -71,14 +102,14 @@ class Commits:
         files: mirrors.Files,
         repository: Callable[[], Any],
         host: str,
-        upload_threads: int,
+        uploader: upload.Uploader,
     ) -> None:
         self._journal = book
         self._files = files
         self._repository = repository
         self._host = host
         self._publisher = publishing.Publisher(book, repository)
-        self._uploader = upload.Uploader(upload_threads)
+        self._uploader = uploader
         self._counts = {'published': 0, 'failed': 0}
         self._counts_mutex = threading.Lock()
         self.uploaded_bytes = 0
@@ -97,11 +128,14 @@ class Commits:
         image_id: str = '',
         project_id: str = '',
         name: str = '',
+        token: str = '',
     ) -> tuple[dict[str, Any], bool]:
         """Seal a mirror and start its upload.
 
+        :param token: seal what was frozen under it; '': freeze now
         :returns: the COMMIT's state, and whether this call began it
         :raises Conflict: another COMMIT of this mirror is under way
+        :raises FreezeExpired: that freeze holds no more
         """
         mirror = live.serving()
         with live.lock:
@@ -116,33 +150,36 @@ class Commits:
                     f'another commit of disk "{record.disk}" of server '
                     f'"{record.instance}" is under way; wait for it'
                 )
-            record.commit = journal.Commit(
-                commit_id=commit_id,
-                stage=journal.Stage.SEALED,
-                image_id=image_id,
-                project_id=project_id or record.project_id,
-                name=name,
-            )
+            sealed = self._seal(live, mirror, token)
             try:
+                job = Job(live, sealed)
+                job.total_bytes = len(sealed.chunks) * record.chunk_size_bytes
+                record.commit = journal.Commit(
+                    commit_id=commit_id,
+                    stage=journal.Stage.SEALED,
+                    image_id=image_id,
+                    project_id=project_id or record.project_id,
+                    name=name,
+                    size_bytes=sealed.size_bytes,
+                    total_bytes=job.total_bytes,
+                )
                 self._journal.save(record)
-                sealed = mirror.freeze()
-            except BaseException as exc:
-                self._forget_unsealed(record)
-                if isinstance(exc, BlockingIOError):
-                    raise errors.Conflict(
-                        'another COMMIT of this disk is sealed; wait for it'
-                    ) from exc
+                live.job = job
+                job.thread = threading.Thread(
+                    target=self._run,
+                    args=(job,),
+                    name=f'commit-{commit_id[:8]}',
+                    daemon=True,
+                )
+                job.thread.start()
+            except BaseException:
+                sealed.abandon()
+                live.job = record.commit = None
+                # What the journal says of it by now is an interrupted
+                # COMMIT's, for whoever reads it.
+                with contextlib.suppress(OSError):
+                    self._journal.save(record)
                 raise
-            job = Job(live, sealed)
-            job.total_bytes = len(sealed.chunks) * record.chunk_size_bytes
-            record.commit.size_bytes = sealed.size_bytes
-            record.commit.total_bytes = job.total_bytes
-            live.job = job
-            job.thread = threading.Thread(
-                target=self._run, args=(job,), name=f'commit-{commit_id[:8]}'
-            )
-            job.thread.daemon = True
-            job.thread.start()
             LOG.info(
                 'Commit %s of disk %s of server %s is sealed: %d bytes in '
                 'dirty chunks',
@@ -155,9 +192,18 @@ class Commits:
             assert known is not None  # noqa: S101
             return known, True
 
-    def _forget_unsealed(self, record: journal.Record) -> None:
-        record.commit = None
-        self._journal.save(record)
+    @staticmethod
+    def _seal(live: mirrors.Live, mirror: Any, token: str) -> Any:
+        if token:
+            return freezes.seal(live, token)
+        try:
+            return mirror.freeze()
+        except BlockingIOError as exc:
+            raise errors.Conflict(
+                f'disk "{live.record.disk}" of server '
+                f'"{live.record.instance}" is frozen, or sealed; name its '
+                'token, thaw it, or wait for its end'
+            ) from exc
 
     def state(self, live: mirrors.Live, commit_id: str) -> dict[str, Any]:
         """:raises NoSuchCommit:"""
@@ -174,6 +220,7 @@ class Commits:
 
     def _run(self, job: Job) -> None:
         live = job.live
+        upload.be_nice()
         try:
             self._commit(job)
             with self._counts_mutex:
@@ -204,7 +251,7 @@ class Commits:
             result.version,
             result.blob_id,
         )
-        self._publisher.mint(job.live, job.cancelled)
+        self._publisher.mint(job.live, job)
 
     def _begin(self, job: Job, repository: Any) -> Any:
         """A version in the making, on the parent; it has a session."""
@@ -224,6 +271,12 @@ class Commits:
         """What was frozen is dirty again; the client reads why."""
         record = live.record
         _, code, message = errors.describe(exc)
+        if isinstance(exc, publishing.Unknown):
+            # The journal goes on saying that it is under way.
+            LOG.warning('%s', exc)
+            if job is not None:
+                job.sealed.abandon()
+            return
         with live.lock:
             if job is not None:
                 job.sealed.abandon()
@@ -244,7 +297,9 @@ class Commits:
                 )
             )
             record.commit = None
-            self._journal.save(record)
+            # A restart says "Interrupted" of it instead.
+            with contextlib.suppress(OSError):
+                self._journal.save(record)
         with self._counts_mutex:
             self._counts['failed'] += 1
         unexpected = not isinstance(
@@ -272,7 +327,8 @@ class Commits:
             message,
         )
         result.state, result.error_code, result.error = 'failed', code, message
-        self._journal.save(record)
+        with contextlib.suppress(OSError):
+            self._journal.save(record)
 
     # Release, restart, stop
 
@@ -315,7 +371,7 @@ class Commits:
 
     @staticmethod
     def _interrupted() -> errors.AgentError:
-        return errors.Conflict(
+        return errors.Interrupted(
             'the agent was restarted during the commit; what it held is '
             'dirty again: commit again with a new id'
         )
@@ -323,13 +379,13 @@ class Commits:
     def _in_background(
         self,
         live: mirrors.Live,
-        target: Callable[[mirrors.Live, threading.Event], None],
+        target: Callable[[mirrors.Live, Job], None],
     ) -> None:
         job = Job(live, publishing.NotSealed())
 
         def run() -> None:
             try:
-                target(live, job.cancelled)
+                target(live, job)
             except Exception as exc:
                 self._fail(live, exc, None)
             finally:
@@ -344,10 +400,10 @@ class Commits:
             live.job = job
             job.thread.start()
 
-    def _resolve(self, live: mirrors.Live, cancelled: threading.Event) -> None:
-        if not self._publisher.landed(live, cancelled):
+    def _resolve(self, live: mirrors.Live, job: Job) -> None:
+        if not self._publisher.landed(live, job):
             raise self._interrupted()
-        self._publisher.mint(live, cancelled)
+        self._publisher.mint(live, job)
 
     def stop(self, lives: list[mirrors.Live], seconds: float) -> None:
         """End every COMMIT; their frozen blocks are dirty again."""
@@ -357,6 +413,7 @@ class Commits:
             with live.lock:
                 job = live.job
             if job is not None and job.thread is not None:
+                job.agent_stops = True
                 job.cancelled.set()
                 threads.append(job.thread)
         for thread in threads:

@@ -59,6 +59,12 @@ class Conflict(AgentError):
     status = 409
 
 
+class FreezeExpired(AgentError):
+    """The freeze that is to be sealed holds no more."""
+
+    status = 409
+
+
 class NotReady(AgentError):
     """The agent still exports its mirrors, or it is stopping."""
 
@@ -72,7 +78,13 @@ class NoSpace(AgentError):
 
 
 class Cancelled(AgentError):
-    """The mirror was released, or the agent stops."""
+    """The mirror was released during its COMMIT."""
+
+    status = 409
+
+
+class Interrupted(AgentError):
+    """The agent died or stopped during a COMMIT: it may be repeated."""
 
     status = 503
 

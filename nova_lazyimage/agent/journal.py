@@ -114,6 +114,9 @@ class Record:
     :ivar base: what the mirror reads where nothing was written (the attach
         base)
     :ivar parent: what the next COMMIT builds on
+    :ivar head: the blob's newest version, where a revert made another one the
+        parent; 0: it is the parent
+    :ivar turn: how often the disk was reverted; each turn has its own files
     """
 
     attach_id: str
@@ -136,6 +139,8 @@ class Record:
     gid: int = 0
     mode: int = 0o660
     keep_blob: bool = False
+    head: int = 0
+    turn: int = 0
     commit: Commit | None = None
     results: list[Result] = dataclasses.field(default_factory=list)
 
@@ -143,6 +148,11 @@ class Record:
     def key(self) -> tuple[str, str]:
         """Which mirror it is."""
         return self.instance, self.disk
+
+    @property
+    def files_id(self) -> str:
+        """Names its files, and the engine's attachment."""
+        return f'{self.attach_id}.{self.turn}' if self.turn else self.attach_id
 
     def add_result(self, result: Result) -> None:
         """Keep how a COMMIT ended, for a while."""

@@ -45,12 +45,14 @@ class Live:
     :ivar mirror: the engine's; None: it could not be exported, ``broken``
         says why, and nothing else is ever served in its place
     :ivar job: its COMMIT under way
+    :ivar freeze: a freeze that is, or was, held: freezes.Freeze
     """
 
     record: journal.Record
     mirror: Any = None
     broken: str = ''
     job: Any = None
+    freeze: Any = None
     lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)
 
     def serving(self) -> Any:
@@ -132,24 +134,37 @@ class Files:
         self._folders = folders
         self._mutex = threading.Lock()
 
-    def mirror(self, attach_id: str) -> pathlib.Path:
+    def mirror(self, files_id: str) -> pathlib.Path:
         """Folder of delta and disk map."""
-        return self._folders.mirrors / attach_id
+        return self._folders.mirrors / files_id
 
-    def live_map(self, attach_id: str) -> pathlib.Path:
+    def live_map(self, files_id: str) -> pathlib.Path:
         """The live map's path."""
-        return self._folders.live / attach_id
+        return self._folders.live / files_id
 
     def path(self, key: Key) -> str:
         """What the hypervisor opens."""
         return str(self._folders.mount_root / key[0] / key[1])
 
     def remove(self, attach_id: str) -> None:
-        """Delete what one attachment kept here."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.mirror(attach_id))
+        """Delete what one attachment kept here, in all its turns."""
+        for folder in self._folders.mirrors.glob(f'{attach_id}*'):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(folder)
         for left in self._folders.live.glob(f'{attach_id}*'):
             left.unlink(missing_ok=True)
+
+    def remove_other_turns(self, record: journal.Record) -> None:
+        """Delete what an attachment kept before or beside its last revert."""
+        for folder in self._folders.mirrors.glob(f'{record.attach_id}*'):
+            if folder.name != record.files_id:
+                self.remove_turn(folder.name)
+
+    def remove_turn(self, files_id: str) -> None:
+        """Delete one turn's files; none is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.mirror(files_id))
+        self.live_map(files_id).unlink(missing_ok=True)
 
     def save_manifest(self, root: str, manifest: manifests.Manifest) -> None:
         """Keep a manifest, so that a restart asks nobody."""

@@ -16,7 +16,6 @@ know its outcome raises the epoch first and asks afterwards, so that a message
 that lay in a queue can no longer move the head back.
 """
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +24,6 @@ from oslo_log import log as logging
 
 from lazyblob import exceptions
 from lazyblob.catalog import api
-from nova_lazyimage.agent import errors
 from nova_lazyimage.agent import journal
 from nova_lazyimage.agent import mirrors
 
@@ -36,17 +34,28 @@ PAUSE_SECONDS_MAX = 10.0
 PUBLISHES_MAX = 3
 
 
+class Unknown(Exception):
+    """This agent ends before it knows the outcome; its successor asks."""
+
+
 class NotSealed:
     """Stands for a sealed mirror after a restart: nothing is frozen."""
-
-    size_bytes = 0
-    chunks: tuple[int, ...] = ()
 
     def publish(self) -> None:
         """Nothing."""
 
     def abandon(self) -> None:
         """Nothing."""
+
+
+def is_refusal(exc: Exception) -> bool:
+    """Whether the catalog says that it did not publish.
+
+    Anything else, a fault of ours included, leaves the outcome open.
+    """
+    return isinstance(exc, exceptions.LazyBlobError) and not isinstance(
+        exc, exceptions.CatalogUnavailable
+    )
 
 
 class Publisher:
@@ -74,13 +83,15 @@ class Publisher:
         for attempt in range(PUBLISHES_MAX):
             try:
                 version = self._call(record, session_id)
-            except exceptions.CatalogUnavailable as exc:
+            except Exception as exc:
+                if is_refusal(exc):
+                    raise
                 LOG.warning(
                     'The outcome of commit %s is unknown: %s',
                     commit.commit_id,
                     exc,
                 )
-                if self.landed(live, job.cancelled, job):
+                if self.landed(live, job):
                     return
                 if attempt == PUBLISHES_MAX - 1:
                     raise
@@ -91,6 +102,7 @@ class Publisher:
     def _call(self, record: journal.Record, session_id: str) -> api.Version:
         commit, parent, base = record.commit, record.parent, record.base
         assert commit and parent and base  # noqa: S101
+        head = record.head or parent.version
         image = None
         if commit.image_id:
             image = api.NewImage(
@@ -99,7 +111,7 @@ class Publisher:
         return self._repository().catalog.publish(
             record.blob_id,
             epoch=record.epoch,
-            parent=parent.version,
+            parent=head,
             commit_id=commit.commit_id,
             root=commit.root,
             size_bytes=commit.size_bytes,
@@ -108,23 +120,24 @@ class Publisher:
             image=image,
             # The attach base is read as long as the mirror lives, and a
             # blob that somebody named keeps its history.
-            drop_parent=bool(record.clone) and parent.version != base.version,
+            drop_parent=bool(record.clone) and head != base.version,
         )
 
-    def landed(
-        self,
-        live: mirrors.Live,
-        cancelled: threading.Event,
-        job: Any = None,
-    ) -> bool:
-        """Whether the publish under way landed; waits for the catalog."""
+    def landed(self, live: mirrors.Live, job: Any) -> bool:
+        """Whether the publish under way landed; waits for the catalog.
+
+        :raises Unknown: the agent stops, or the disk is released, meanwhile
+        """
         record = live.record
         commit = record.commit
         assert commit is not None  # noqa: S101
         pause_seconds = PAUSE_SECONDS_MIN
         while True:
-            if cancelled.wait(pause_seconds):
-                raise errors.Cancelled('the disk was released')
+            if job.cancelled.wait(pause_seconds):
+                raise Unknown(
+                    f'nobody knows yet whether commit {commit.commit_id} '
+                    'was published; the catalog is asked at the next start'
+                )
             pause_seconds = min(2 * pause_seconds, PAUSE_SECONDS_MAX)
             try:
                 catalog = self._repository().catalog
@@ -144,33 +157,67 @@ class Publisher:
     def _stands(
         self, live: mirrors.Live, version: api.Version, job: Any
     ) -> None:
-        """The journal names the new parent, then the frozen bits go."""
-        with live.lock:
-            record = live.record
-            commit = record.commit
-            assert commit is not None  # noqa: S101
-            record.parent = journal.Point(version.number, version.root)
-            record.add_result(
-                journal.Result(
-                    commit_id=commit.commit_id,
-                    state='published',
-                    blob_id=record.blob_id,
-                    version=version.number,
-                    root=version.root,
-                    image_id=commit.image_id,
-                    total_bytes=commit.total_bytes,
-                    committed_bytes=(
-                        job.committed_bytes if job else commit.total_bytes
-                    ),
-                    statistics=job.statistics if job else {},
-                )
-            )
-            record.commit = None
-            self._journal.save(record)
-            if job is not None:
-                job.sealed.publish()
+        """The journal names the new parent, then the frozen bits go.
 
-    def mint(self, live: mirrors.Live, cancelled: threading.Event) -> None:
+        With no room for the journal it waits for some: the version stands,
+        and nobody may say otherwise.
+
+        :raises Unknown: the agent stops meanwhile
+        """
+        while True:
+            with live.lock:
+                if self._noted(live.record, version, job):
+                    job.sealed.publish()
+                    return
+            if job.cancelled.wait(PAUSE_SECONDS_MAX):
+                raise Unknown(
+                    f'version {version.number} of blob {version.blob_id} was '
+                    'published, and there is no room to note it; the next '
+                    'start does'
+                )
+
+    def _noted(
+        self, record: journal.Record, version: api.Version, job: Any
+    ) -> bool:
+        before = record.commit, record.parent, record.head, record.results
+        commit = record.commit
+        assert commit is not None  # noqa: S101
+        record.parent = journal.Point(version.number, version.root)
+        record.head = 0
+        record.add_result(
+            journal.Result(
+                commit_id=commit.commit_id,
+                state='published',
+                blob_id=record.blob_id,
+                version=version.number,
+                root=version.root,
+                image_id=commit.image_id,
+                total_bytes=commit.total_bytes,
+                committed_bytes=job.committed_bytes or commit.total_bytes,
+                statistics=job.statistics,
+            )
+        )
+        record.commit = None
+        try:
+            self._journal.save(record)
+        except OSError as exc:
+            (
+                record.commit,
+                record.parent,
+                record.head,
+                record.results,
+            ) = before
+            LOG.error(
+                'Cannot note that a commit of disk %s of server %s was '
+                'published; tried again: %s',
+                record.disk,
+                record.instance,
+                exc,
+            )
+            return False
+        return True
+
+    def mint(self, live: mirrors.Live, job: Any) -> None:
         """Have the image's location made, and tell the client of it."""
         record = live.record
         with live.lock:
@@ -186,7 +233,7 @@ class Publisher:
                 break
             except exceptions.CatalogUnavailable as exc:
                 LOG.debug('The location cannot be minted yet: %s', exc)
-            if cancelled.wait(pause_seconds):
+            if job.cancelled.wait(pause_seconds):
                 return
             pause_seconds = min(2 * pause_seconds, PAUSE_SECONDS_MAX)
         with live.lock:

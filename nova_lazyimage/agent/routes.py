@@ -18,6 +18,7 @@ from nova_lazyimage.agent import api
 from nova_lazyimage.agent import arguments
 from nova_lazyimage.agent import attachments
 from nova_lazyimage.agent import errors
+from nova_lazyimage.agent import freezes
 
 API_VERSION = 1
 _ID = r'([^/]+)'
@@ -45,8 +46,11 @@ class Routes:
             ('DELETE', _MIRROR, ready(self.release)),
             ('DELETE', f'/v1/mirrors/{_ID}', ready(self.release_all)),
             ('POST', f'{_MIRROR}/grow', ready(self.grow)),
+            ('POST', f'{_MIRROR}/revert', ready(self.revert)),
             ('POST', f'{_MIRROR}/sync', ready(self.sync)),
             ('GET', f'{_MIRROR}/head', ready(self.head)),
+            ('POST', f'{_MIRROR}/freeze', ready(self.freeze)),
+            ('POST', f'{_MIRROR}/thaw', ready(self.thaw)),
             ('POST', f'{_MIRROR}/commits', ready(self.commit)),
             ('GET', f'{_MIRROR}/commits/{_ID}', ready(self.commit_state)),
             ('POST', f'{_MIRROR}/end-misses', ready(self.end_misses)),
@@ -151,6 +155,16 @@ class Routes:
         self._agent.attachments.grow(live, size_bytes)
         return 200, self._agent.attachments.describe(live)
 
+    def revert(self, request: api.Request) -> api.Answer:
+        """Back to a version of its blob."""
+        key = api.mirror_key(request)
+        arguments.only(request.body, 'version')
+        version = arguments.number(
+            'version', request.body.get('version'), 1, 1 << 31
+        )
+        live = self._agent.reverts.revert(key, version)
+        return 200, self._agent.attachments.describe(live)
+
     def sync(self, request: api.Request) -> api.Answer:
         """Flush."""
         self._mirror(request).flush()
@@ -164,6 +178,21 @@ class Routes:
         arguments.number('bytes', length, 1, attachments.HEAD_BYTES_MAX)
         live = self._agent.attachments.table.need(key)
         return 200, self._agent.attachments.head(live, length)
+
+    def freeze(self, request: api.Request) -> api.Answer:
+        """Hold writes until a COMMIT names the token."""
+        key = api.mirror_key(request)
+        token, seconds = arguments.freeze(request.body)
+        live = self._agent.attachments.table.need(key)
+        state, new = freezes.freeze(live, token, seconds)
+        return (201 if new else 200), state
+
+    def thaw(self, request: api.Request) -> api.Answer:
+        """Let the guest go on."""
+        key = api.mirror_key(request)
+        token = arguments.thaw(request.body)
+        live = self._agent.attachments.table.need(key)
+        return 200, freezes.thaw(live, token)
 
     def commit(self, request: api.Request) -> api.Answer:
         """Seal; the upload goes on after the answer."""

@@ -44,9 +44,11 @@ from nova_lazyimage.agent import metrics
 from nova_lazyimage.agent import mirrors
 from nova_lazyimage.agent import releases
 from nova_lazyimage.agent import repositories
+from nova_lazyimage.agent import reverts
 from nova_lazyimage.agent import routes
 from nova_lazyimage.agent import session
 from nova_lazyimage.agent import state
+from nova_lazyimage.agent import upload
 
 LOG = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class Settings:
     fetch_threads: int = 8
     guest_fetch_threads: int = 4
     upload_threads: int = 2
+    upload_bytes_per_second: int = 0
     fetch_timeout_seconds: int = 0
     store_alarm_seconds: float = 5.0
     slow_request_seconds: float = 1.0
@@ -224,7 +227,9 @@ class Agent:
             files,
             self._repository,
             settings.host,
-            settings.upload_threads,
+            upload.Uploader(
+                settings.upload_threads, settings.upload_bytes_per_second
+            ),
         )
         self.releases = releases.Releases(
             self.attachments,
@@ -233,6 +238,9 @@ class Agent:
             self.engine,
             self._repository,
             self.folders,
+        )
+        self.reverts = reverts.Reverts(
+            self.attachments, book, self.engine, self._repository
         )
         self.fetcher = fetcher.Fetcher(
             self.engine,

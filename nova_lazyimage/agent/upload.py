@@ -15,12 +15,19 @@ All COMMITs of a host share one pool; each has at most a few chunks in it, so
 that memory is bounded by the pool and a large COMMIT does not starve a small
 one. A chunk loses the engine's protection as soon as the store has it.
 
+The guests' share of the host is what remains: the pool's threads bound the
+processors that COMMITs take, and are nice, and one bandwidth bounds what all
+of them read from deltas, compress and send. They are not of the idle class:
+who holds the interpreter's lock and gets no processor would stop the threads
+that fetch what a guest waits for.
+
 A store that is away for a while is waited for, within bounds: giving up costs
 a repeated COMMIT, waiting costs the guest's copies before write.
 """
 
 import concurrent.futures
 import dataclasses
+import os
 import threading
 import time
 from typing import Any
@@ -28,13 +35,13 @@ from typing import Any
 from oslo_log import log as logging
 
 from lazyblob import exceptions
-from nova_lazyimage.agent import errors
 
 LOG = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 60.0
 PAUSE_SECONDS_MIN = 0.2
 PAUSE_SECONDS_MAX = 5.0
+NICENESS = 10
 
 
 def plain(statistics: Any) -> dict[str, Any]:
@@ -50,17 +57,47 @@ def plain(statistics: Any) -> dict[str, Any]:
     }
 
 
+def be_nice() -> None:
+    """Let guests' requests go first; this thread only (Linux)."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+class Bandwidth:
+    """A bound that all who take of it keep together.
+
+    :param bytes_per_second: 0: none
+    """
+
+    def __init__(self, bytes_per_second: int) -> None:
+        self._bytes_per_second = bytes_per_second
+        self._mutex = threading.Lock()
+        self._free_at = 0.0
+
+    def take(self, size_bytes: int, cancelled: threading.Event) -> None:
+        """Wait until these bytes are within the bound, or cancelled."""
+        if not self._bytes_per_second:
+            return
+        now = time.monotonic()
+        with self._mutex:
+            start = max(self._free_at, now)
+            self._free_at = start + size_bytes / self._bytes_per_second
+        if start > now:
+            cancelled.wait(start - now)
+
+
 class Uploader:
     """The pool.
 
     :param threads: chunks that go up at once
+    :param bytes_per_second: of the disks, read for all COMMITs; 0: unbounded
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, bytes_per_second: int = 0) -> None:
         self._threads = threads
+        self._bandwidth = Bandwidth(bytes_per_second)
         self._mutex = threading.Lock()
         self._executor = concurrent.futures.ThreadPoolExecutor(
-            threads, thread_name_prefix='upload'
+            threads, thread_name_prefix='upload', initializer=be_nice
         )
 
     def run(self, job: Any, commit: Any) -> None:
@@ -85,7 +122,7 @@ class Uploader:
             for future in pending:
                 future.cancel()
             concurrent.futures.wait(pending)
-        self._check(job)
+        job.check()
 
     @staticmethod
     def _collect(
@@ -98,16 +135,10 @@ class Uploader:
             future.result()
         return pending
 
-    @staticmethod
-    def _check(job: Any) -> None:
-        if job.cancelled.is_set():
-            raise errors.Cancelled(
-                'the disk was released, or the agent stopped, during the '
-                'commit'
-            )
-
     def _put(self, job: Any, commit: Any, chunk: int) -> None:
-        self._check(job)
+        chunk_bytes = job.live.record.chunk_size_bytes
+        self._bandwidth.take(chunk_bytes, job.cancelled)
+        job.check()
         data = job.sealed.read(chunk)
         until = time.monotonic() + PATIENCE_SECONDS
         pause_seconds = PAUSE_SECONDS_MIN
@@ -120,7 +151,7 @@ class Uploader:
                     raise
                 LOG.debug('Chunk %d waits for the store: %s', chunk, exc)
             if job.cancelled.wait(pause_seconds):
-                self._check(job)
+                job.check()
             pause_seconds = min(2 * pause_seconds, PAUSE_SECONDS_MAX)
         job.sealed.uploaded(chunk)
         with self._mutex:

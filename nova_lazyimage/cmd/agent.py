@@ -111,6 +111,7 @@ def settings(conf: cfg.ConfigOpts) -> service.Settings:
         fetch_threads=agent.fetch_threads,
         guest_fetch_threads=agent.guest_fetch_threads,
         upload_threads=agent.upload_threads,
+        upload_bytes_per_second=agent.upload_bytes_per_second,
         fetch_timeout_seconds=agent.fetch_timeout_seconds,
         store_alarm_seconds=agent.store_alarm_seconds,
         slow_request_seconds=agent.slow_request_seconds,

@@ -38,6 +38,8 @@ MODULES = (
     'nova_lazyimage.cmd.commands.verify',
     'nova_lazyimage.cmd.commands.attach',
     'nova_lazyimage.cmd.commands.commit',
+    'nova_lazyimage.cmd.commands.grow',
+    'nova_lazyimage.cmd.commands.revert',
     'nova_lazyimage.cmd.commands.detach',
     'nova_lazyimage.cmd.commands.status',
 )

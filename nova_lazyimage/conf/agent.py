@@ -137,7 +137,23 @@ background work never holds one up. At most ``fetch_threads``.
         max=64,
         help="""
 Chunks that COMMITs of this host upload at the same time. Each takes a core
-while it compresses.
+while it compresses, at a low priority.
+
+Related options: ``upload_bytes_per_second``.
+""",
+    ),
+    cfg.IntOpt(
+        'upload_bytes_per_second',
+        default=0,
+        min=0,
+        help="""
+How much of their disks all COMMITs of this host together read, compress and
+upload a second, in bytes before compression. 0: as much as
+``upload_threads`` can. Lower it where COMMITs take too much of a disk or a
+network that guests share; a COMMIT takes longer then, and guests pay for
+copies before their writes as long as it runs.
+
+Related options: ``upload_threads``.
 """,
     ),
     cfg.IntOpt(

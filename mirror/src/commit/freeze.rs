@@ -18,7 +18,7 @@
 //!
 //! The oldest write under way, one swap of a word, and the wake of who was parked; nothing depends
 //! on the size of the disk or on what is dirty (invariant 7). [`Pauses`] counts how long the gates
-//! were closed.
+//! were closed, each [`Sealed`] knows its own [`Pause`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,6 +29,22 @@ use crate::engine::Statistics;
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::mirror::Mirror;
+
+/// How long a freeze kept the gates closed.
+#[derive(Debug, Clone, Copy)]
+pub struct Pause {
+    /// From the first closed gate to the last woken request.
+    pub total: Duration,
+    /// What of that followed the end of the oldest write that was under way.
+    pub overhead: Duration,
+}
+
+/// When a pause began, and when the last write under way ended.
+#[derive(Debug, Clone, Copy)]
+struct Begun {
+    since: Instant,
+    empty: Instant,
+}
 
 /// How long freezes kept gates closed, as a histogram of microseconds.
 #[derive(Debug, Default)]
@@ -80,7 +96,7 @@ impl Pauses {
 pub struct Held {
     mirror: Arc<Mirror>,
     number: u64,
-    since: Instant,
+    begun: Begun,
     size_bytes: u64,
 }
 
@@ -93,14 +109,13 @@ impl Mirror {
     pub fn freeze(self: &Arc<Self>) -> Result<Sealed> {
         let mut stage = self.seal.exclusive();
         self.prepare(*stage)?;
-        let since = Instant::now();
-        self.close_gates();
+        let begun = self.close_gates();
         let size_bytes = self.size_bytes();
         self.swap();
-        self.end_pause(since);
+        let pause = self.end_pause(begun);
         *stage = Stage::Sealed;
         drop(stage);
-        Sealed::new(self, size_bytes)
+        Sealed::new(self, size_bytes, pause)
     }
 
     /// Makes the disk stand still until it is sealed or thawed, at most for `limit`.
@@ -113,25 +128,29 @@ impl Mirror {
         self.prepare(*stage)?;
         let since = Instant::now();
         let until = since + limit;
-        if let Err(jobs) = self.gates.close_all(Some(until)) {
-            wake(jobs);
-            self.core.pauses.note(since.elapsed());
-            return Err(Error::Thawed);
-        }
+        let empty = match self.gates.close_all(Some(until)) {
+            Ok(left) => left.unwrap_or(since),
+            Err(jobs) => {
+                wake(jobs);
+                self.core.pauses.note(since.elapsed());
+                return Err(Error::Thawed);
+            }
+        };
+        let begun = Begun { since, empty };
         let number = self.seal.holds.fetch_add(1, Ordering::SeqCst) + 1;
         self.seal.held.store(number, Ordering::SeqCst);
         *stage = Stage::Held;
         let held = Held {
             mirror: self.clone(),
             number,
-            since,
+            begun,
             size_bytes: self.size_bytes(),
         };
         drop(stage);
         let mirror = Arc::downgrade(self);
         self.core.watchdog.at(until, move || {
             if let Some(mirror) = mirror.upgrade() {
-                mirror.thaw(number, since);
+                mirror.thaw(number, begun);
             }
         });
         Ok(held)
@@ -156,21 +175,36 @@ impl Mirror {
         self.seal.active.store(true, Ordering::SeqCst);
     }
 
-    fn end_pause(&self, since: Instant) {
+    fn end_pause(&self, begun: Begun) -> Pause {
         self.open_gates();
-        self.core.pauses.note(since.elapsed());
+        let pause = Pause {
+            total: begun.since.elapsed(),
+            overhead: begun.empty.elapsed(),
+        };
+        self.core.pauses.note(pause.total);
+        pause
     }
 
-    pub(super) fn open_gates(&self) {
+    fn open_gates(&self) {
         wake(self.gates.open(u64::MAX));
     }
 
-    pub(super) fn close_gates(&self) {
+    fn close_gates(&self) -> Begun {
+        let since = Instant::now();
         // Without a limit it never gives up.
-        let _ = self.gates.close_all(None);
+        let left = self.gates.close_all(None).unwrap_or_default();
+        let empty = left.unwrap_or(since);
+        Begun { since, empty }
     }
 
-    fn thaw(&self, number: u64, since: Instant) -> bool {
+    /// Does something that is over in a moment while nobody is inside a gate.
+    pub(super) fn pass_by_all(&self, work: impl FnOnce()) {
+        self.close_gates();
+        work();
+        self.open_gates();
+    }
+
+    fn thaw(&self, number: u64, begun: Begun) -> bool {
         // A look first: the watchdog must not wait for a freeze that followed.
         if self.seal.held.load(Ordering::SeqCst) != number {
             return false;
@@ -179,7 +213,7 @@ impl Mirror {
         let is_held = self.seal.end_hold(number);
         if is_held {
             *stage = Stage::Open;
-            self.end_pause(since);
+            self.end_pause(begun);
         }
         is_held
     }
@@ -229,16 +263,16 @@ impl Held {
             return Err(Error::Thawed);
         }
         mirror.swap();
-        mirror.end_pause(self.since);
+        let pause = mirror.end_pause(self.begun);
         *stage = Stage::Sealed;
         drop(stage);
-        Sealed::new(mirror, self.size_bytes)
+        Sealed::new(mirror, self.size_bytes, pause)
     }
 
     /// The guest goes on, and nothing has happened; answers whether it was held until now.
     #[expect(clippy::must_use_candidate, reason = "few care")]
     pub fn thaw(&self) -> bool {
-        self.mirror.thaw(self.number, self.since)
+        self.mirror.thaw(self.number, self.begun)
     }
 }
 

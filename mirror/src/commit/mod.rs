@@ -65,8 +65,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use zerocopy::FromZeros;
 
-pub use freeze::{Held, Pauses};
+pub use freeze::{Held, Pause, Pauses};
 
+use crate::error::Result;
 use crate::live::Bits;
 use crate::mirror::Mirror;
 use crate::units::{BLOCK_BYTES, index, lock};
@@ -131,17 +132,19 @@ pub struct Sealed {
     mirror: Arc<Mirror>,
     size_bytes: u64,
     chunks: Vec<u64>,
+    pause: Pause,
     ended: AtomicBool,
 }
 
 impl Sealed {
     /// Lists what is frozen, and makes it durable (invariant 6).
-    fn new(mirror: &Arc<Mirror>, size_bytes: u64) -> crate::error::Result<Self> {
+    fn new(mirror: &Arc<Mirror>, size_bytes: u64, pause: Pause) -> Result<Self> {
         let blocks = size_bytes.div_ceil(BLOCK_BYTES);
         let sealed = Self {
             chunks: mirror.chunks_with(&[mirror.live.frozen()], blocks),
             mirror: mirror.clone(),
             size_bytes,
+            pause,
             ended: AtomicBool::new(false),
         };
         // A failure drops, so abandons, what was sealed.
@@ -153,6 +156,12 @@ impl Sealed {
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
+    }
+
+    /// How long guests' writes waited for the freeze.
+    #[must_use]
+    pub fn pause(&self) -> Pause {
+        self.pause
     }
 
     /// Indexes of the chunks that hold a dirty block, ascending.
@@ -198,9 +207,7 @@ impl Sealed {
             return;
         }
         let seal = &mirror.seal;
-        mirror.close_gates();
-        seal.active.store(false, Ordering::SeqCst);
-        mirror.open_gates();
+        mirror.pass_by_all(|| seal.active.store(false, Ordering::SeqCst));
         // Nobody looks at marks or frozen bits any more.
         let blocks = mirror.blocks();
         let (frozen, dirty) = (mirror.live.frozen(), mirror.live.dirty());

@@ -6,6 +6,7 @@
 //! no `stat` waits for a store.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use zerocopy::IntoBytes;
 
@@ -81,7 +82,14 @@ impl Session {
                 Ok(())
             }
             op::READDIR => self.readdir(header, rest),
-            op::RELEASE | op::RELEASEDIR | op::FSYNCDIR | op::DESTROY => {
+            op::RELEASE => {
+                if let Some(node) = self.disk(header.nodeid) {
+                    node.opens.fetch_sub(1, Ordering::Relaxed);
+                }
+                self.channel.done(header.unique);
+                Ok(())
+            }
+            op::RELEASEDIR | op::FSYNCDIR | op::DESTROY => {
                 self.channel.done(header.unique);
                 Ok(())
             }
@@ -308,7 +316,8 @@ impl Session {
     }
 
     fn open_file(&self, header: &InHeader) -> Result<(), Errno> {
-        self.disk(header.nodeid).ok_or(libc::ESTALE)?;
+        let node = self.disk(header.nodeid).ok_or(libc::ESTALE)?;
+        node.opens.fetch_add(1, Ordering::Relaxed);
         let answer = OpenOut {
             open_flags: FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES,
             ..OpenOut::default()

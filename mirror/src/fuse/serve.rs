@@ -155,6 +155,14 @@ impl Fuse {
         Some(disk)
     }
 
+    /// Whether somebody has a disk's file open, as far as this process saw it opened.
+    pub fn is_open(&self, instance: &str, name: &str) -> bool {
+        let disks = self.session.disks();
+        disks
+            .named(instance, name)
+            .is_some_and(|node| node.opens.load(Ordering::Relaxed) > 0)
+    }
+
     /// A disk grew: who asks for its size hears it at once.
     pub fn grown(&self, instance: &str, name: &str) {
         let id = self

@@ -13,7 +13,7 @@
 //! Under the session's read-write lock; a request clones the `Arc` it needs and lets go at once.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -67,6 +67,8 @@ pub struct DiskNode {
     attributes: Mutex<Attributes>,
     /// Written since its times were last asked for: a write must not read the clock.
     written: AtomicBool,
+    /// Files of it that were opened in this process and not closed.
+    pub opens: AtomicI64,
 }
 
 impl DiskNode {
@@ -274,6 +276,7 @@ impl Disks {
                 changed: now,
             }),
             written: AtomicBool::new(false),
+            opens: AtomicI64::new(0),
         });
         self.nodes.insert(node.id, node.clone());
         let directory = self.directories.get_mut(instance)?;

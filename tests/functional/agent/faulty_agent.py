@@ -23,15 +23,25 @@ folder ``$AGENT_FAULTS`` are the test's words:
     the file is gone
 ``store-slow``
     every put takes as many seconds as the file says
+``step``
+    ``N kill``: the agent is killed at the N-th step of a COMMIT that it
+    reaches from now on, before or after what the step does; ``N fail``: what
+    the step does fails. The file goes when that happened, and its line is
+    found in ``stepped``
 """
 
+import errno
 import os
 import pathlib
+import signal
 import sys
+import threading
 import time
 
 from lazyblob import exceptions
 from lazyblob import repository
+from nova_lazyimage.agent import commits
+from nova_lazyimage.agent import state
 from nova_lazyimage.cmd import agent
 
 FAULTS = pathlib.Path(os.environ['AGENT_FAULTS'])
@@ -39,6 +49,45 @@ FAULTS = pathlib.Path(os.environ['AGENT_FAULTS'])
 
 def is_told(name):
     return (FAULTS / name).exists()
+
+
+STEPS = threading.Lock()
+
+
+def step(name, failure):
+    """Something that a COMMIT does; a test may have it end here."""
+    with STEPS:
+        try:
+            count, action = (FAULTS / 'step').read_text().split()
+        except FileNotFoundError:
+            return
+        if action == 'fail' and failure is None:
+            return
+        left = int(count) - 1
+        if left:
+            (FAULTS / 'step').write_text(f'{left} {action}')
+            return
+        (FAULTS / 'stepped').write_text(name)
+        (FAULTS / 'step').unlink()
+        if action == 'kill':
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise failure
+
+
+def around(name, failure_before, failure_after, method):
+    """Two steps around a call; after it only some failures are possible."""
+
+    def call(*args, **kwargs):
+        step(f'before {name}', failure_before)
+        answer = method(*args, **kwargs)
+        step(f'after {name}', failure_after)
+        return answer
+
+    return call
+
+
+def no_space():
+    return OSError(errno.ENOSPC, 'told to have no room', 'a file')
 
 
 class Wrapped:
@@ -62,6 +111,9 @@ class Store(Wrapped):
             raise exceptions.TemporaryStoreError('told to be away')
         if name == 'put' and is_told('store-slow'):
             time.sleep(float((FAULTS / 'store-slow').read_text()))
+        if name in ('put', 'has', 'sync'):
+            full = exceptions.StoreFull('told to be full')
+            method = around(f'store.{name}', full, full, method)
         return method(*args, **kwargs)
 
 
@@ -73,6 +125,10 @@ class Catalog(Wrapped):
             if name == 'publish':
                 method(*args, **kwargs)
             raise exceptions.CatalogUnavailable('told to be mute')
+        if name in ('begin_session', 'publish', 'mint_location'):
+            refused = exceptions.Conflict('told to refuse')
+            lost = exceptions.CatalogUnavailable('told to lose an answer')
+            method = around(f'catalog.{name}', refused, lost, method)
         return method(*args, **kwargs)
 
 
@@ -86,6 +142,10 @@ def main():
         )
 
     repository.connect = connect_wrapped
+    state.replace = around('write', no_space(), no_space(), state.replace)
+    commits.Commits._seal = staticmethod(
+        around('seal', no_space(), None, commits.Commits._seal)
+    )
     sys.exit(agent.main())
 
 

@@ -128,7 +128,7 @@ class AgentDouble:
             if commit['state'] == 'sealed':
                 commit['state'] = 'failed'
                 commit['error'] = {
-                    'code': 'Conflict',
+                    'code': 'Interrupted',
                     'message': 'the agent was restarted during the commit',
                 }
         with contextlib.suppress(FileNotFoundError):

@@ -250,7 +250,7 @@ class FailureTest(SnapshotBase):
                     for commit in self.agent.commits.values():
                         commit.update(
                             state='failed',
-                            error={'code': 'Conflict', 'message': 'died'},
+                            error={'code': 'Interrupted', 'message': 'died'},
                         )
 
         self.agent.on_call = die
