@@ -30,6 +30,7 @@ after it                       the version; the old turn's files go
 ============================== ===============================================
 """
 
+import time
 from typing import Any
 
 from oslo_log import log as logging
@@ -41,6 +42,8 @@ from nova_lazyimage.agent import mirrors
 from nova_lazyimage.agent import repositories
 
 LOG = logging.getLogger(__name__)
+
+CLOSE_SECONDS_MAX = 1.0
 
 
 class Reverts:
@@ -67,6 +70,7 @@ class Reverts:
         """
         with self._attached.table.hold(key):
             live = self._attached.table.need(key)
+            self._wait_until_closed(live)
             with live.lock:
                 self._check(live)
             record = live.record
@@ -86,6 +90,13 @@ class Reverts:
             record.blob_id,
         )
         return live
+
+    @staticmethod
+    def _wait_until_closed(live: mirrors.Live) -> None:
+        """The kernel tells of a close a moment after it."""
+        until = time.monotonic() + CLOSE_SECONDS_MAX
+        while live.serving().is_open and time.monotonic() < until:
+            time.sleep(0.02)
 
     @staticmethod
     def _check(live: mirrors.Live) -> None:
