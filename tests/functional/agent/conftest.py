@@ -186,6 +186,14 @@ def site(tmp_path):
     made.close()
 
 
+@pytest.fixture(scope='module')
+def lasting_site(tmp_path_factory):
+    """One for several tests, which know of each other; not started."""
+    made = Site(tmp_path_factory.mktemp('lasting'))
+    yield made
+    made.close()
+
+
 @pytest.fixture
 def noise():
     """Bytes that nothing compresses, some of them holes."""

@@ -16,6 +16,8 @@ folder ``$AGENT_FAULTS`` are the test's words:
 
 ``store-away``
     every fetch and every put fails as a store does that is not reached
+``store-hangs``
+    fetches and puts do not return until the file is gone
 ``catalog-away``
     every call fails before it is made
 ``catalog-mute``
@@ -109,6 +111,8 @@ class Store(Wrapped):
     def _call(self, name, method, args, kwargs):
         if is_told('store-away'):
             raise exceptions.TemporaryStoreError('told to be away')
+        while is_told('store-hangs'):
+            time.sleep(0.01)
         if name == 'put' and is_told('store-slow'):
             time.sleep(float((FAULTS / 'store-slow').read_text()))
         if name in ('put', 'has', 'sync'):
