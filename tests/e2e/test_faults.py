@@ -35,7 +35,7 @@ def no_agent(cloud):
 def begun(cloud, demo, base, server):
     """A server asked for while the conductor is away.
 
-    Glance gives up the byte that Nova asks it for after half a minute.
+    Glance gives up the byte that Nova asks it for after ten seconds.
     """
     cloud['lazyimage-conductor'].kill()
     yield demo.boot('never', base['id'])

@@ -11,8 +11,10 @@
 # under the License.
 """``lazyimage attach``, ``commit``, ``detach``: without any cloud."""
 
+import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -63,6 +65,9 @@ def test_a_disk_is_attached_written_committed_and_given_up(
     assert 'attached' in run('delete', 'demo', status=1)
     old = pathlib.Path(run('attach', 'demo@1', '--as', 'old'))
     assert old.read_bytes() == data
+    told = json.loads(run('status', 'old', '--output=json'))
+    assert told['reads'] and told['latencies'] and told['waits'] == []
+    assert re.search('^read +(cache|fetch) ', run('status', 'old'), re.M)
     run('detach', 'old')
     assert path.read_bytes() == expected
     run('detach', 'demo')
