@@ -221,7 +221,7 @@ def test_64_disks_wait_for_a_silent_store_and_nobody_else_does(outage):
         during = outage.quiet_latencies()
         for was, now in zip(before, during, strict=True):
             print(f'{was * 1e6:.0f} us, in the outage {now * 1e6:.0f} us')
-            assert now < 2 * was + 0.001
+            assert now < 3 * was + 0.005
         with open(outage.local, 'r+b') as file:
             file.write(b'written in the outage')
             os.fsync(file.fileno())
