@@ -9,9 +9,9 @@
 //! The way of a read whose blocks are local, or cached, and of a write of local blocks: no lock, no
 //! allocation, one system call a run.
 
+use crate::sync::atomic::Ordering;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use crate::base::BaseChunk;
 use crate::buffer::{Buffer, is_aligned, with_bounce};

@@ -6,9 +6,9 @@
 //! A leaf takes 10 KiB, a full disk of 100 GB some 8 MiB of them. Mirrors of versions that share
 //! leaves share them here too, hints included: a host's thirtieth mirror of an image costs nothing.
 
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Arc, Mutex, Weak};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
 
 use crate::engine::Digest;
 use crate::error::{Error, Result};

@@ -22,13 +22,13 @@
 //! except the content's transfer. Slots are written `O_DIRECT` and read through the page cache, so
 //! that what one mirror read is warm for the next.
 
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, OnceLock};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock};
 
 use zerocopy::FromZeros;
 
@@ -283,7 +283,7 @@ impl Cache {
                     libc::EBUSY,
                 ));
             }
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            crate::sync::thread::sleep(std::time::Duration::from_millis(50));
         }
         let cache = Self {
             directory: directory.to_owned(),

@@ -56,6 +56,30 @@ fn encode(slot: u32, digest: &Digest) -> [u8; ENTRY_BYTES] {
     entry
 }
 
+/// Makes of any bytes an index: a header in front, then entries, every second of them whole
+/// (`fuzzing`). The first byte says whether it is clean; none is of this boot.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn mend(bytes: &mut Vec<u8>, chunk_size: u64) {
+    let clean = bytes.first().is_some_and(|byte| byte % 2 == 1);
+    let mut index = vec![0; HEADER_BYTES];
+    index[..8].copy_from_slice(MAGIC);
+    index[8..12].copy_from_slice(&FORMAT.to_le_bytes());
+    index[12..16].copy_from_slice(&u32::from(clean).to_le_bytes());
+    index[16..24].copy_from_slice(&chunk_size.to_le_bytes());
+    let sum = checksum(&index[..CHECKED_BYTES]);
+    index[CHECKED_BYTES..CHECKED_BYTES + 8].copy_from_slice(&sum);
+    for (slot, digest) in (0..).zip(bytes.chunks(32)) {
+        let mut whole = [0; 32];
+        whole[..digest.len()].copy_from_slice(digest);
+        let mut entry = encode(slot, &whole);
+        if digest[0] % 2 == 1 {
+            entry[32 + usize::from(digest[0] / 8)] ^= 1;
+        }
+        index.extend(entry);
+    }
+    *bytes = index;
+}
+
 impl CacheIndex {
     /// Opens or makes an index and takes away its clean mark.
     pub fn open(path: &Path, chunk_size: u64, slots_max: u32) -> Result<(Self, Found)> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What all mirrors of an engine share.
 
-use std::sync::Arc;
+use crate::sync::Arc;
 use std::time::Duration;
 
 use crate::base::Leaves;

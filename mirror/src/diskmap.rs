@@ -93,6 +93,34 @@ impl Header {
     }
 }
 
+/// Makes of any bytes a disk map of this attachment: its header, and one page (`fuzzing`). Sizes are
+/// small ones, or none that any disk could have.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn mend(bytes: &mut Vec<u8>, chunk_size_bytes: u64, attach_id: &str) {
+    let mut field = [0; 16];
+    for (to, from) in field.iter_mut().zip(bytes.iter()) {
+        *to = *from;
+    }
+    let size_bytes = u64::from_le_bytes([
+        field[0], field[1], field[2], field[3], field[4], field[5], field[6], field[7],
+    ]);
+    let header = Header {
+        clean: field[8] % 2 == 1,
+        size_bytes: if field[9] % 8 == 0 {
+            size_bytes | 1 << 63
+        } else {
+            size_bytes % (64 << 20)
+        },
+        chunk_size_bytes,
+        attach: *blake3::hash(attach_id.as_bytes()).as_bytes(),
+        nonce: field,
+    };
+    let mut map = header.encode().to_vec();
+    map.resize(index(PAGE_BYTES), 0);
+    map.extend(bytes.iter().chain(&[0]).cycle().take(index(PAGE_BYTES)));
+    *bytes = map;
+}
+
 /// One page's bits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page(pub [u8; index(PAGE_BYTES)]);

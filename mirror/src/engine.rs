@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The mirrors and the chunk cache of one host.
 
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::thread::JoinHandle;
+use crate::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::base::Leaves;
@@ -167,7 +167,7 @@ impl Engine {
         });
         // Weak: an engine that is dropped without a stop ends its clock, too.
         let clock = Arc::downgrade(&engine);
-        let thread = std::thread::Builder::new()
+        let thread = crate::sync::thread::Builder::new()
             .name("mirror-clock".to_owned())
             .spawn(move || {
                 let mut ticks = 0_u32;
@@ -443,7 +443,7 @@ impl Engine {
         let threads = std::mem::take(&mut *lock(&self.threads));
         for thread in threads {
             // The clock may be the one that drops the engine.
-            if thread.thread().id() != std::thread::current().id() {
+            if thread.thread().id() != crate::sync::thread::current().id() {
                 let _ = thread.join();
             }
         }

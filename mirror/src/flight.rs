@@ -23,9 +23,9 @@
 //! Nothing survives the process and nothing must: a request that was parked is sent again. One lock,
 //! never held while a chunk is decoded, written, or handed over.
 
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::buffer::Buffer;

@@ -18,8 +18,8 @@
 //! A kill between any two steps leaves the disk map behind the data, never ahead; the live map is
 //! untouched by all this (`CRASHES.rst`, every step of it). The first who asks runs the round on its own thread, as on a raw file.
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use crate::sync::atomic::Ordering;
+use crate::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::disk::{Answer, Errno};
 use crate::event::Event;

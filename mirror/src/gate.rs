@@ -32,10 +32,10 @@
 //! Passing it is one atomic add, leaving another: no lock unless it is closed. False neighbours wait
 //! for one another a disk's moment, never longer (above).
 
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::units::lock;
@@ -339,5 +339,77 @@ mod tests {
         for thread in threads {
             thread.join().unwrap();
         }
+    }
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+mod models {
+    use super::*;
+    use crate::sync::{Arc, explore, thread};
+
+    /// Who was woken, by number.
+    #[derive(Default)]
+    struct Woken(Mutex<Vec<usize>>, Condvar);
+
+    impl Woken {
+        fn wake(&self, who: Vec<usize>) {
+            lock(&self.0).extend(who);
+            self.1.notify_all();
+        }
+
+        fn wait(&self, who: usize) {
+            let mut woken = lock(&self.0);
+            while !woken.contains(&who) {
+                woken = self.1.wait(woken).unwrap_or_else(PoisonError::into_inner);
+            }
+            woken.retain(|other| *other != who);
+        }
+    }
+
+    /// Writers of whole blocks, writers of parts, and a freeze; nobody sleeps for ever.
+    #[test]
+    fn models_alone_means_alone_and_everyone_parked_is_woken() {
+        explore(|| {
+            let gates = Arc::new(Gates::<usize>::default());
+            let woken = Arc::new(Woken::default());
+            let inside = Arc::new(AtomicU32::new(0));
+            let threads: Vec<_> = (0..3)
+                .map(|who| {
+                    let (gates, woken, inside) = (gates.clone(), woken.clone(), inside.clone());
+                    thread::spawn(move || {
+                        let mut left = 2;
+                        while left > 0 {
+                            let mask = if who == 0 { 1 } else { 3 };
+                            let done = if who == 2 {
+                                let closed = gates.try_close(mask);
+                                if closed {
+                                    assert_eq!(inside.swap(100, Ordering::SeqCst), 0);
+                                    assert_eq!(inside.swap(0, Ordering::SeqCst), 100);
+                                    woken.wake(gates.open(mask));
+                                }
+                                closed
+                            } else if let Some(_shared) = gates.pass(mask) {
+                                assert!(inside.fetch_add(1, Ordering::SeqCst) < 100);
+                                inside.fetch_sub(1, Ordering::SeqCst);
+                                true
+                            } else {
+                                false
+                            };
+                            if done {
+                                left -= 1;
+                            } else if gates.park(mask, who).is_none() {
+                                woken.wait(who);
+                            }
+                        }
+                    })
+                })
+                .collect();
+            assert!(gates.close_all(None).is_ok());
+            assert_eq!(inside.load(Ordering::SeqCst), 0);
+            woken.wake(gates.open(u64::MAX));
+            for thread in threads {
+                thread.join().unwrap();
+            }
+        });
     }
 }

@@ -15,8 +15,8 @@
 //! Parked *before* it is handed to what will wake it, so that no wake is lost; a wake too many
 //! finds it running or ended and does nothing.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::buffer::Buffer;

@@ -23,6 +23,9 @@ pub mod faults;
 mod flight;
 mod flush;
 pub mod fuse;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod job;
 mod live;
@@ -35,6 +38,8 @@ mod pool;
 #[cfg(feature = "python")]
 mod python;
 mod recover;
+#[doc(hidden)]
+pub mod sync;
 pub mod sys;
 mod units;
 mod watchdog;

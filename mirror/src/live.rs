@@ -22,11 +22,11 @@
 //!
 //! Every bit is an atomic; readers take no lock.
 
+use crate::sync::atomic::{AtomicU64, Ordering};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 use crate::faults::{self, Call};
@@ -314,6 +314,26 @@ impl LiveMap {
             }
         }
     }
+}
+
+/// Makes of any bytes a live map that belongs to a disk map (`fuzzing`).
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn mend(bytes: &mut Vec<u8>, disk_map: &[u8], attach_id: &str) {
+    let len = index(HEADER_BYTES + SEGMENT_WORDS * 8);
+    let mut map: Vec<u8> = bytes
+        .iter()
+        .chain(&[0])
+        .cycle()
+        .take(len)
+        .copied()
+        .collect();
+    let mut put = |at: usize, field: &[u8]| map[at * 8..][..field.len()].copy_from_slice(field);
+    put(WORD_MAGIC, &MAGIC.to_le_bytes());
+    put(WORD_FORMAT, &FORMAT.to_le_bytes());
+    put(WORD_BOOT, &crate::boot::id().unwrap_or_default());
+    put(WORD_NONCE, disk_map.get(64..80).unwrap_or_default());
+    put(WORD_ATTACH, blake3::hash(attach_id.as_bytes()).as_bytes());
+    *bytes = map;
 }
 
 /// The words that a range of blocks touches, with the bits of the range in each.

@@ -13,8 +13,8 @@
 //!
 //! Any; counters are independent of each other, so a reader may see one without the other.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::disk::Errno;

@@ -21,9 +21,9 @@
 //! Doors call from any number of threads; what must wait becomes a [`Job`] and owns none. Locks are
 //! leaves: nobody takes a second one while it holds one of these.
 
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 
 use crate::base::Base;
 use crate::cache::Slab;

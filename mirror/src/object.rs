@@ -121,6 +121,32 @@ fn check_frame(stored: &[u8], raw_len: usize) -> Result<()> {
     }
 }
 
+/// Makes of any bytes an object whose lengths and checksum agree, as far as they go (`fuzzing`).
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn mend(object: &mut [u8]) {
+    if object.len() < HEADER_BYTES {
+        return;
+    }
+    let (header, stored) = object.split_at_mut(HEADER_BYTES);
+    let len = |len: u64| u32::try_from(len).unwrap_or(0).to_le_bytes();
+    header[..4].copy_from_slice(MAGIC);
+    header[4] = VERSION;
+    header[5] %= CODEC_ZSTD + 1;
+    header[6] %= KIND_MAX + 1;
+    header[7] %= FLAGS_MAX + 1;
+    header[12..16].copy_from_slice(&len(stored.len() as u64));
+    if header[5] == CODEC_STORED {
+        header.copy_within(12..16, 8);
+    } else if let Ok(Some(raw_len)) = zstd_safe::get_frame_content_size(stored) {
+        header[8..12].copy_from_slice(&len(raw_len));
+    }
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&header[..16]);
+    hasher.update(stored);
+    header[16..24].copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    header[24..].fill(0);
+}
+
 /// Decodes an object into the front of `content`; answers its header.
 ///
 /// # Errors

@@ -24,8 +24,8 @@
 //! Dirty bits on disk matter only after an orderly stop, so pages where only they changed are noted
 //! apart (`stale`) and written then: rewriting local blocks costs a flush nothing.
 
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::FromZeros;
 
@@ -148,5 +148,50 @@ mod tests {
         pages.touch(5..9);
         assert!(pages.take(false).is_empty());
         assert_eq!(pages.take(true), [0]);
+    }
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+mod models {
+    use super::*;
+    use crate::sync::{Arc, explore, thread};
+
+    /// The race that the module's header tells: `bit` is the block's in the live map, `copy` what
+    /// is on disk.
+    #[test]
+    fn models_a_flush_misses_no_bit_that_was_set_before_it() {
+        explore(|| {
+            let pages = Arc::new(Pages::new(PAGE_BLOCKS).unwrap());
+            let bit = Arc::new(AtomicU64::new(0));
+            let copy = Arc::new(AtomicU64::new(0));
+            let write = {
+                let (pages, bit) = (pages.clone(), bit.clone());
+                move || {
+                    if bit.load(Ordering::SeqCst) == 0 {
+                        pages.begin(0..1);
+                        bit.store(1, Ordering::SeqCst);
+                        pages.end(0..1);
+                    }
+                }
+            };
+            // One at a time, as the flusher sees to.
+            let flushing = Arc::new(crate::sync::Mutex::new(()));
+            let flush = {
+                let (bit, copy) = (bit.clone(), copy.clone());
+                move || {
+                    let _one = flushing.lock().unwrap();
+                    for _ in pages.take(false) {
+                        copy.store(bit.load(Ordering::SeqCst), Ordering::SeqCst);
+                    }
+                }
+            };
+            let first = thread::spawn(write.clone());
+            let other = thread::spawn(flush.clone());
+            write();
+            flush();
+            assert_eq!(copy.load(Ordering::SeqCst), 1, "flushed, and not on disk");
+            first.join().unwrap();
+            other.join().unwrap();
+        });
     }
 }

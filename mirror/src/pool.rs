@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The engine's threads: they execute what was parked, and nothing of theirs waits for a network.
 
+use crate::sync::thread::JoinHandle;
+use crate::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use crate::units::lock;
 
@@ -36,7 +36,7 @@ impl Pool {
         (0..threads.max(1))
             .map(|n| {
                 let pool = self.clone();
-                std::thread::Builder::new()
+                crate::sync::thread::Builder::new()
                     .name(format!("mirror-{n}"))
                     .spawn(move || while pool.work() {})
             })

@@ -11,9 +11,9 @@
 //!
 //! *Clean* is durably gone before this returns, so before anything can be written.
 
+use crate::sync::atomic::Ordering;
 use std::fs::File;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::boot;
@@ -68,7 +68,7 @@ fn fence(core: &Core, options: &AttachOptions, file: &File, path: &Path) -> Resu
         if Instant::now() > deadline {
             return Err(Error::errno("fence", path, libc::EBUSY));
         }
-        std::thread::sleep(FENCE_PAUSE);
+        crate::sync::thread::sleep(FENCE_PAUSE);
     }
     Ok(())
 }

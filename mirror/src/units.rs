@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Blocks, their arithmetic, and locks that outlive a panic.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The unit of the maps and of every access to the delta.
 pub const BLOCK_BYTES: u64 = 4096;

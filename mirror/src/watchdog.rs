@@ -4,9 +4,9 @@
 //! One thread of the engine; what it is given must be short and must not wait for I/O. A thing that
 //! became pointless finds that out itself: nothing is ever taken back.
 
+use crate::sync::thread::JoinHandle;
+use crate::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crate::units::lock;
@@ -36,7 +36,7 @@ impl Watchdog {
     /// Starts the thread; it ends by [`Watchdog::stop`].
     pub fn start(self: &Arc<Self>) -> io::Result<JoinHandle<()>> {
         let watchdog = self.clone();
-        std::thread::Builder::new()
+        crate::sync::thread::Builder::new()
             .name("mirror-watchdog".to_owned())
             .spawn(move || watchdog.run())
     }

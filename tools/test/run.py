@@ -277,6 +277,19 @@ def unit() -> list[Check]:
             TREE / 'mirror',
             suite='cargo',
         ),
+        *(
+            # Locks and atomics in a model checker's hands (src/sync.rs).
+            Check(
+                f'models of {name}',
+                ['cargo', 'test', '--locked', '--features', 'shuttle', *which],
+                TREE / 'mirror',
+                suite='cargo',
+            )
+            for name, which in (
+                ('the engine', ['--test', 'models']),
+                ('its parts', ['--lib', 'models']),
+            )
+        ),
     ]
 
 

@@ -20,8 +20,8 @@
 //! on the size of the disk or on what is dirty (invariant 7). [`Pauses`] counts how long the gates
 //! were closed, each [`Sealed`] knows its own [`Pause`].
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Seal, Sealed, Stage};

@@ -60,8 +60,8 @@ mod freeze;
 mod protect;
 mod read;
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard};
 
 use zerocopy::FromZeros;
 

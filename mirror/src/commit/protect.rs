@@ -5,8 +5,8 @@
 //! block of a protected chunk that has changed since the freeze: *saved*, its old bytes lie in the
 //! saved copies, or *base*, it was not local then. Invariants 2, 3 and 5 of the parent module.
 
+use crate::sync::atomic::Ordering;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use super::Seal;
 use crate::buffer::with_bounce;

@@ -4,9 +4,9 @@
 //! Where each block is, is looked up twice: before its bytes are read and after. A mark that came in
 //! between wins (invariant 4 of the parent module). Runs on threads that may wait.
 
+use crate::sync::atomic::Ordering;
+use crate::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::ops::Range;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Sealed;

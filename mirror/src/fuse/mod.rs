@@ -30,6 +30,8 @@
 
 mod abi;
 mod channel;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod mount;
 mod negotiate;
 mod operations;

@@ -2,11 +2,11 @@
 //! Memory that outlives the process: a file on a tmpfs, mapped as atomic words.
 #![allow(unsafe_code)]
 
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// A shared mapping of a file that may grow up to what was reserved, without ever moving.
 ///
