@@ -14,6 +14,9 @@
 import pathlib
 import re
 
+from nova_lazyimage import _mirror
+from nova_lazyimage.agent import latencies
+
 METRICS = (
     pathlib.Path(__file__).parents[3] / 'doc/source/reference/metrics.rst'
 )
@@ -23,6 +26,11 @@ SUFFIXES = ('_bucket', '_count', '_sum', '_created')
 def documented():
     heads = re.findall(r'^``lazyimage_.*', METRICS.read_text(), re.MULTILINE)
     return set(re.findall(r'``(lazyimage_\w+)``', '\n'.join(heads)))
+
+
+def test_python_knows_the_bounds_of_the_engines_histograms():
+    bounds = _mirror.LATENCY_BOUNDS_MICROSECONDS
+    assert bounds == latencies.BOUNDS_MICROSECONDS
 
 
 def test_metrics_are_documented_by_name(site, noise, key):
