@@ -201,6 +201,7 @@ pub fn script() -> Vec<Step> {
         guest(Write(66 * B, B, false)),
         Step::Grow,
         guest(Write(end - 50, 4000, false)),
+        guest(Write(end + crate::world::GROWTH - 5000, 5000, false)),
         guest(Write(3 * B, B, false)),
         Step::Stop,
         guest(Write(3 * B, B, false)),

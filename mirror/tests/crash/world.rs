@@ -18,16 +18,20 @@ use crate::model::{Content, Crash, Model, Op, SECTOR, SECTORS};
 
 /// Three pages of the map, the last chunk and the last block in part.
 pub const SIZE: usize = (129 << 20) + 5 * BLOCK + 1234;
-/// How much it grows.
-pub const GROWTH: usize = 2 * BLOCK + 100;
+/// How much it grows: past a page of the map.
+pub const GROWTH: usize = (64 << 20) + 2 * BLOCK + 100;
 /// The chunks of the base that are no holes.
 const BASE: [u64; 3] = [0, 255, 516];
 
 /// The blocks that are written and looked at: base and hole, the ends of a chunk, of a page of the
 /// map, of the disk.
-pub fn runs(size: usize) -> [Range<u64>; 4] {
+pub fn runs(size: usize) -> Vec<Range<u64>> {
     let end = size.div_ceil(BLOCK) as u64;
-    [0..6, 62..67, 16381..16388, 33024..end]
+    let mut runs = vec![0..6, 62..67, 16381..16388, 33024..end.min(33033)];
+    if size > SIZE {
+        runs.push(end - 3..end);
+    }
+    runs
 }
 
 /// Numbers that a seed names.
@@ -75,7 +79,8 @@ pub enum Step {
 impl Guest {
     /// Somewhere in the runs.
     pub fn random(random: &mut Random, size: usize) -> Self {
-        let run = runs(size)[random.below(4)].clone();
+        let runs = runs(size);
+        let run = runs[random.below(runs.len())].clone();
         let from = usize::try_from(run.start).unwrap() * BLOCK;
         let end = (usize::try_from(run.end).unwrap() * BLOCK).min(size);
         let mut at = from + random.below(end - from);
