@@ -39,17 +39,6 @@ pub struct Crash {
     pub at: usize,
 }
 
-impl Crash {
-    /// The agent alone died, or nobody: all that was answered is there.
-    pub fn of_agent(at: usize) -> Self {
-        Self {
-            flushed: at,
-            answered: at,
-            at,
-        }
-    }
-}
-
 #[derive(Debug, Clone)]
 struct Version {
     op: usize,

@@ -562,10 +562,17 @@ impl World {
 
     /// Everything that was answered is there, and what differs from the parent is dirty.
     pub fn check(&self) {
+        // The other guest may have been slow to begin: what was answered before the reads is there.
+        let before = self.shared.watch.mark();
         let disk = read_runs(&self.engine, &self.mirror).unwrap();
         let at = self.shared.watch.mark();
         let mut model = self.shared.model();
-        model.check(&disk, model.size, Crash::of_agent(at));
+        let crash = Crash {
+            flushed: before,
+            answered: before,
+            at,
+        };
+        model.check(&disk, model.size, crash);
         model.resolve(&disk);
     }
 
