@@ -210,17 +210,18 @@ impl Mirror {
     /// The chunks with a bit in one of the bitmaps.
     pub(crate) fn chunks_with(&self, bitmaps: &[Bits], blocks: u64) -> Vec<u64> {
         let chunk_blocks = self.chunk_size / BLOCK_BYTES;
-        let next = |at| {
-            let ends = bitmaps
-                .iter()
-                .map(|&bits| self.live.run_end(bits, false, at, blocks));
-            ends.min().filter(|&block| block < blocks)
-        };
+        let next = |bits, at: u64| self.live.run_end(bits, false, at.min(blocks), blocks);
+        // Each bitmap is walked once: one that is clear to its end is not looked through again.
+        let mut ahead: Vec<u64> = bitmaps.iter().map(|&bits| next(bits, 0)).collect();
         let mut chunks = Vec::new();
-        let mut at = 0;
-        while let Some(block) = next(at) {
+        while let Some(&block) = ahead.iter().min().filter(|&&block| block < blocks) {
             chunks.push(block / chunk_blocks);
-            at = (block / chunk_blocks + 1) * chunk_blocks;
+            let at = (block / chunk_blocks + 1) * chunk_blocks;
+            for (found, &bits) in ahead.iter_mut().zip(bitmaps) {
+                if *found < at {
+                    *found = next(bits, at);
+                }
+            }
         }
         chunks
     }
