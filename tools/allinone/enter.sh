@@ -62,6 +62,12 @@ node random 666 c 1 8
 node urandom 666 c 1 9
 node tty 666 c 5 0
 node fuse 666 c 10 229
+# Block devices over files, for tests with file systems; where they may be had.
+if node loop-control 660 c 10 237 2>/dev/null; then
+    for n in {0..31}; do
+        node "loop$n" 660 b 7 "$n" 2>/dev/null || break
+    done
+fi
 if [ -e /dev/kvm ]; then
     node kvm 660 c 10 232
     chgrp "$(awk -F: '$1 == "kvm" { print $3 }' "$root/etc/group" |
