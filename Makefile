@@ -45,6 +45,7 @@ docs: ## the documentation, in doc/build/html, on this host
 	tools/test/tox -e docs
 
 soak: ## the long runs, in a root of its own [KILLS=1000 SECONDS=600 ONLY=name]
+	tools/allinone/root.sh kernel
 	LAZYIMAGE_SOAK=1 LAZYIMAGE_SOAK_KILLS=$(KILLS) \
 		LAZYIMAGE_SOAK_SECONDS=$(SECONDS) \
 		LAZYIMAGE_SOAK_ONLY='$(ONLY)' \

@@ -50,6 +50,7 @@ ORDER = (
     'test_quiesce',
     'test_lifecycle',
     'test_faults',
+    'test_takeover',
     'test_moves',
     'test_nothing_left',
 )
