@@ -62,6 +62,8 @@ fn main() {
     let engine = Engine::open(EngineOptions {
         cache_directory: directory.join("cache"),
         cache_bytes: 1 << 30,
+        cache_reserve_bytes: 0,
+        scrub_bytes_per_second: 0,
         session_id: String::new(),
         threads: 2,
         fetch_timeout: None,

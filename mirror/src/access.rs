@@ -162,15 +162,17 @@ impl Mirror {
         }
         let (cache, slab) = (&self.core.cache, self.slab());
         let Some(slot) = cache.lookup(slab, chunk.digest, &self.key) else {
+            self.counters.cache_misses.fetch_add(1, Ordering::Relaxed);
             return false;
         };
-        if slot.read(offset, bytes).is_err() {
-            drop(slot);
+        if let Err(error) = slot.read(offset, bytes) {
             // A bad sector of the cache's disk: the store still has the chunk.
-            cache.remove(slab, chunk.digest);
+            cache.refuse(slab, &slot, chunk.digest, &error.to_string());
             return false;
         }
-        chunk.set_hint(slot.hint);
+        if chunk.set_hint(slot.hint) {
+            slab.pin(&slot);
+        }
         self.counters.cache_hits.fetch_add(1, Ordering::Relaxed);
         true
     }
@@ -359,17 +361,11 @@ impl Mirror {
         if self.live.set(self.live.dirty(), blocks.clone()) {
             self.pages.touch(blocks.clone());
         }
-        let retry = || match change() {
-            // The cache is shed before a guest waits (rule 41).
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
-                let wanted = (blocks.end - blocks.start) * BLOCK_BYTES;
-                if self.core.cache.shed(wanted.min(64 << 20)) {
-                    change()
-                } else {
-                    Err(error)
-                }
-            }
-            result => result,
+        let retry = || {
+            let wanted = (blocks.end - blocks.start) * BLOCK_BYTES;
+            self.core
+                .cache
+                .making_way(self.delta.device(), wanted, &change)
         };
         if self.live.all(Bits::Local, blocks.clone()) {
             return Ok(retry()?);

@@ -79,9 +79,9 @@ impl BaseChunk<'_> {
         self.hint.load(Ordering::Relaxed)
     }
 
-    /// Notes where the cache has it.
-    pub fn set_hint(&self, hint: u64) {
-        self.hint.store(hint, Ordering::Relaxed);
+    /// Notes where the cache has it; `false` if that was known.
+    pub fn set_hint(&self, hint: u64) -> bool {
+        self.hint.swap(hint, Ordering::Relaxed) != hint
     }
 }
 
@@ -123,6 +123,15 @@ impl Base {
             *slot = Some(held.share(digests, chunk_size));
         }
         Ok(base)
+    }
+
+    /// Takes every hint away.
+    pub fn take_hints(&self) -> impl Iterator<Item = u64> {
+        let leaves = self.leaves.iter().flatten();
+        leaves
+            .flat_map(|leaf| &leaf.hints)
+            .map(|hint| hint.swap(0, Ordering::Relaxed))
+            .filter(|&hint| hint != 0)
     }
 
     /// A chunk; `None` is a hole.

@@ -2,6 +2,7 @@
 //! What all mirrors of an engine share.
 
 use crate::sync::Arc;
+use crate::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crate::base::Leaves;
@@ -12,6 +13,7 @@ use crate::event::Events;
 use crate::flight::Flights;
 use crate::meter::{Meter, SlowLog};
 use crate::pool::Pool;
+use crate::refusal::Refusals;
 use crate::watchdog::Watchdog;
 
 /// What all mirrors of an engine share.
@@ -35,6 +37,12 @@ pub struct Core {
     pub slow: SlowLog,
     /// Tells the host.
     pub events: Arc<Events>,
+    /// Chunks that were not what they should be.
+    pub refusals: Arc<Refusals>,
+    /// Cache hits of mirrors that are gone.
+    pub past_hits: AtomicU64,
+    /// Likewise misses.
+    pub past_misses: AtomicU64,
     /// The digest of the FUSE session's id.
     pub session: [u8; 32],
     /// How long a guest waits for a chunk.

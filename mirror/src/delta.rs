@@ -20,6 +20,7 @@ use crate::units::BLOCK_BYTES;
 pub struct Delta {
     file: File,
     path: PathBuf,
+    device: u64,
 }
 
 impl Delta {
@@ -32,15 +33,25 @@ impl Delta {
         if file::is_on_nfs(&file).map_err(|e| Error::io("stat", path, e))? {
             return Err(Error::errno("fence on NFS", path, libc::EOPNOTSUPP));
         }
+        let device = file
+            .metadata()
+            .map_err(|e| Error::io("stat", path, e))?
+            .dev();
         Ok(Self {
             file,
             path: path.to_owned(),
+            device,
         })
     }
 
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file system that it lies on.
+    pub fn device(&self) -> u64 {
+        self.device
     }
 
     /// The open file, to lock and to sync.

@@ -11,16 +11,17 @@ use std::time::Duration;
 
 use crate::base::Leaves;
 use crate::buffer::Buffer;
-use crate::cache::{Cache, matches};
+use crate::cache::{Cache, CacheOptions, matches};
 use crate::commit::Pauses;
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::event::{Event, Events};
-use crate::flight::{Failed, Flights};
+use crate::flight::{Failed, Flights, Wanted};
 use crate::meter::{Latencies, Meter, Operation, SlowLog};
 use crate::mirror::Mirror;
 use crate::object;
 use crate::pool::Pool;
+use crate::refusal::{Refusals, Source};
 use crate::units::{index, lock};
 use crate::watchdog::Watchdog;
 
@@ -43,6 +44,10 @@ pub struct EngineOptions {
     pub cache_directory: PathBuf,
     /// The bytes that the chunk cache may hold.
     pub cache_bytes: u64,
+    /// The bytes of the cache's file system that it leaves free, and gives back if they are not.
+    pub cache_reserve_bytes: u64,
+    /// How fast cached chunks are checked in the background; 0: not at all.
+    pub scrub_bytes_per_second: u64,
     /// The FUSE session's id, noted in every live map.
     pub session_id: String,
     /// Threads that execute requests which were parked.
@@ -134,16 +139,27 @@ impl Engine {
         reason = "options are written for one call"
     )]
     pub fn open(options: EngineOptions) -> Result<Arc<Self>> {
+        let events = Arc::new(Events::default());
+        let refusals = Arc::new(Refusals::new(events.clone()));
+        let cache = CacheOptions {
+            directory: options.cache_directory.clone(),
+            bytes_max: options.cache_bytes,
+            reserve_bytes: options.cache_reserve_bytes,
+            scrub_bytes_per_second: options.scrub_bytes_per_second,
+        };
         let core = Arc::new(Core {
-            cache: Cache::open(&options.cache_directory, options.cache_bytes)?,
+            cache: Cache::open(cache, refusals.clone())?,
             flights: Flights::default(),
             leaves: Leaves::default(),
             pool: Arc::new(Pool::default()),
             watchdog: Arc::new(Watchdog::default()),
             pauses: Pauses::default(),
-            events: Arc::new(Events::default()),
             meter: Meter::default(),
             slow: SlowLog::default(),
+            events,
+            refusals,
+            past_hits: AtomicU64::new(0),
+            past_misses: AtomicU64::new(0),
             session: *blake3::hash(options.session_id.as_bytes()).as_bytes(),
             fetch_timeout: options.fetch_timeout,
             on_full: options.on_full,
@@ -177,6 +193,8 @@ impl Engine {
             })
             .map_err(|e| Error::io("start threads for", path, e))?;
         threads.push(thread);
+        let keeper = Cache::start_keeper(&engine.core);
+        threads.push(keeper.map_err(|e| Error::io("start threads for", path, e))?);
         *lock(&engine.threads) = threads;
         Ok(engine)
     }
@@ -261,33 +279,35 @@ impl Engine {
         self.core.flights.next(guests_only, timeout)
     }
 
-    /// Takes a fetched chunk object: verified, kept, handed to whoever waits.
+    /// As [`Engine::fetched_from`] the chunk store.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn fetched(&self, digest: &Digest, object: &[u8]) -> Result<()> {
+        self.fetched_from(Source::Store, digest, object)
+    }
+
+    /// Takes a fetched chunk object: verified, kept, handed to whoever waits. One that is not what
+    /// the digest names is counted and told.
     ///
     /// # Errors
     /// [`crate::error::Error::Corrupt`]: the flight goes on, the caller fetches elsewhere or calls
     /// [`Engine::fetch_failed`].
-    pub fn fetched(&self, digest: &Digest, object: &[u8]) -> Result<()> {
+    pub fn fetched_from(&self, source: Source, digest: &Digest, object: &[u8]) -> Result<()> {
         let Some(wanted) = self.core.flights.wanted(digest) else {
             // Whoever waited has left, or somebody else brought it.
             return Ok(());
         };
-        let mut content = Buffer::zeroed(index(wanted.chunk_size));
-        let header = object::decode_into(object, content.as_mut())?;
-        if header.kind != object::KIND_CHUNK || header.raw_len as u64 != wanted.chunk_size {
-            return Err(Error::Corrupt(format!(
-                "an object of kind {} and {} bytes is no chunk of {}",
-                header.kind, header.raw_len, wanted.chunk_size
-            )));
-        }
-        if !matches(digest, &wanted.key, content.as_ref()) {
-            return Err(Error::Corrupt(
-                "the chunk does not match its digest".to_owned(),
-            ));
-        }
+        let content = Self::content(&wanted, object).inspect_err(|error| {
+            self.core
+                .refusals
+                .refuse(source, digest, &error.to_string());
+        })?;
         self.fetched_object_bytes
             .fetch_add(object.len() as u64, Ordering::Relaxed);
-        let slab = self.core.cache.slab(wanted.chunk_size)?;
-        if !self.core.cache.insert(slab, digest, &content) {
+        let cache = &self.core.cache;
+        let slab = cache.slab(wanted.chunk_size)?;
+        if !cache.insert(slab, digest, &wanted.key, &content) {
             self.uncached.fetch_add(1, Ordering::Relaxed);
         }
         if self.store_away.load(Ordering::Relaxed) && self.store_away.swap(false, Ordering::Relaxed)
@@ -296,6 +316,24 @@ impl Engine {
         }
         self.core.flights.land(digest, &Arc::new(content));
         Ok(())
+    }
+
+    /// A chunk that is what was wanted.
+    fn content(wanted: &Wanted, object: &[u8]) -> Result<Buffer> {
+        let mut content = Buffer::zeroed(index(wanted.chunk_size));
+        let header = object::decode_into(object, content.as_mut())?;
+        if header.kind != object::KIND_CHUNK || header.raw_len as u64 != wanted.chunk_size {
+            return Err(Error::Corrupt(format!(
+                "an object of kind {} and {} bytes is no chunk of {}",
+                header.kind, header.raw_len, wanted.chunk_size
+            )));
+        }
+        if !matches(&wanted.digest, &wanted.key, content.as_ref()) {
+            return Err(Error::Corrupt(
+                "the chunk does not match its digest".to_owned(),
+            ));
+        }
+        Ok(content)
     }
 
     /// Takes back a chunk that could not be fetched.
@@ -361,15 +399,19 @@ impl Engine {
             .flat_map(|mirror| mirror.waits(usize::MAX))
             .collect();
         let waiting = |reason| waits.iter().filter(|wait| wait.reason == reason).count() as u64;
-        let mut all = vec![
+        let mut all = core.cache.statistics();
+        all.extend([
             ("mirrors", mirrors.len() as u64),
-            ("cache_bytes", core.cache.used_bytes()),
-            ("cache_evicted_total", load(&core.cache.evicted)),
-            ("cache_refused_total", load(&core.cache.refused)),
             (
-                "cache_hits",
-                sum(&|mirror| load(&mirror.counters.cache_hits)),
+                "cache_hits_total",
+                load(&core.past_hits) + sum(&|mirror| load(&mirror.counters.cache_hits)),
             ),
+            (
+                "cache_misses_total",
+                load(&core.past_misses) + sum(&|mirror| load(&mirror.counters.cache_misses)),
+            ),
+            ("peer_refused_total", core.refusals.count(Source::Peer)),
+            ("store_refused_total", core.refusals.count(Source::Store)),
             ("uncached_total", load(&self.uncached)),
             ("fetches_total", load(&core.flights.landed)),
             ("fetches_repeated_total", load(&core.flights.repeated)),
@@ -397,7 +439,7 @@ impl Engine {
                 "parked_now",
                 sum(&|mirror| lock(&mirror.parked).len() as u64),
             ),
-        ];
+        ]);
         all.extend(core.pauses.statistics());
         all
     }
@@ -438,6 +480,7 @@ impl Engine {
     }
 
     fn end_threads(&self) {
+        self.core.cache.stop_keeper();
         self.core.pool.stop();
         self.core.watchdog.stop();
         let threads = std::mem::take(&mut *lock(&self.threads));

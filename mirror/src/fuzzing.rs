@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::{Answer, Disk, Door, Errno, Ticket};
 use crate::engine::{AttachOptions, Engine, EngineOptions, OnFull};
-use crate::{cache, cacheindex, diskmap, object};
+use crate::refusal::Refusals;
+use crate::sync::Arc;
+use crate::{cache, diskmap, object};
 
 pub use crate::fuse::fuzzing::requests;
 
@@ -101,17 +103,24 @@ pub fn cache_index(data: &[u8]) {
     fs::create_dir_all(&directory).expect("room");
     let mut index = rest.to_vec();
     if how & MENDED != 0 {
-        cacheindex::mend(&mut index, CHUNK_BYTES);
+        cache::mend(&mut index, CHUNK_BYTES);
     }
     // One slot's content is a chunk's.
     let content = vec![how; usize::try_from(CHUNK_BYTES).expect("small")];
     let digest = *blake3::keyed_hash(&KEY, &content).as_bytes();
     fs::write(directory.join("index-4096"), &index).expect("room");
     fs::write(directory.join("slab-4096"), &content).expect("room");
-    let cache = cache::Cache::open(&directory, 8 * CHUNK_BYTES).expect("never refused");
+    let options = cache::CacheOptions {
+        directory,
+        bytes_max: 8 * CHUNK_BYTES,
+        reserve_bytes: 0,
+        scrub_bytes_per_second: 0,
+    };
+    let refusals = Arc::new(Refusals::new(Arc::default()));
+    let cache = cache::Cache::open(options, refusals).expect("never refused");
     assert!(cache.used_bytes() <= 8 * CHUNK_BYTES);
     let slab = cache.slab(CHUNK_BYTES).expect("open");
-    let named = index.get(4096..).unwrap_or_default().chunks_exact(64);
+    let named = index.get(4096..).unwrap_or_default().chunks_exact(128);
     let mut digests: Vec<_> = named.filter_map(|e| e[..32].try_into().ok()).collect();
     digests.push(digest);
     for digest in digests {

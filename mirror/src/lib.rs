@@ -9,7 +9,6 @@ mod base;
 mod boot;
 mod buffer;
 mod cache;
-mod cacheindex;
 pub mod commit;
 mod core;
 mod delta;
@@ -38,6 +37,7 @@ mod pool;
 #[cfg(feature = "python")]
 mod python;
 mod recover;
+pub mod refusal;
 #[doc(hidden)]
 pub mod sync;
 pub mod sys;

@@ -52,6 +52,7 @@ const GROWTH_BYTES: u64 = 1 << 40;
 pub(crate) struct Counters {
     pub parked: AtomicU64,
     pub cache_hits: AtomicU64,
+    pub cache_misses: AtomicU64,
     pub fetched_bytes: Arc<AtomicU64>,
     pub flushes: AtomicU64,
     pub saved_blocks: AtomicU64,
@@ -195,6 +196,7 @@ impl Mirror {
             ("dirty_chunks", dirty_chunks),
             ("fetched_bytes", load(&self.counters.fetched_bytes)),
             ("cache_hits", load(&self.counters.cache_hits)),
+            ("cache_misses", load(&self.counters.cache_misses)),
             ("parked_total", load(&self.counters.parked)),
             ("parked_now", parked),
             ("flushes_total", load(&self.counters.flushes)),
@@ -425,6 +427,21 @@ impl Mirror {
                 }
                 None => Answer::Failed(libc::EIO),
             },
+        }
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        // Nobody reads any more, so no hint comes after this: its chunks are pinned no longer.
+        let slab = self.slab();
+        self.base.take_hints().for_each(|hint| slab.unpin(hint));
+        let counters = &self.counters;
+        for (past, mine) in [
+            (&self.core.past_hits, &counters.cache_hits),
+            (&self.core.past_misses, &counters.cache_misses),
+        ] {
+            past.fetch_add(mine.load(Ordering::Relaxed), Ordering::Relaxed);
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::meter::{self, Latencies};
 use crate::mirror;
 use crate::object;
 use crate::passthrough::Passthrough;
+use crate::refusal::Source;
 
 pyo3::create_exception!(
     _mirror,
@@ -117,7 +118,8 @@ impl Engine {
     #[new]
     #[pyo3(signature = (
         *, cache_directory, cache_bytes, session_id, threads = THREADS,
-        fetch_timeout_seconds = 0.0, on_full = "hold", slow_request_seconds = 0.0
+        fetch_timeout_seconds = 0.0, on_full = "hold", slow_request_seconds = 0.0,
+        cache_reserve_bytes = 0, scrub_bytes_per_second = 0
     ))]
     #[allow(clippy::too_many_arguments)] // Python's keywords
     fn new(
@@ -129,6 +131,8 @@ impl Engine {
         fetch_timeout_seconds: f64,
         on_full: &str,
         slow_request_seconds: f64,
+        cache_reserve_bytes: u64,
+        scrub_bytes_per_second: u64,
     ) -> PyResult<Self> {
         let on_full = match on_full {
             "hold" => OnFull::Hold,
@@ -139,6 +143,8 @@ impl Engine {
         let options = EngineOptions {
             cache_directory,
             cache_bytes,
+            cache_reserve_bytes,
+            scrub_bytes_per_second,
             session_id,
             threads,
             fetch_timeout: (!timeout.is_zero()).then_some(timeout),
@@ -302,9 +308,12 @@ impl Engine {
         Ok(Some(dict))
     }
 
-    fn fetched(&self, py: Python<'_>, digest: &[u8], data: &[u8]) -> PyResult<()> {
+    #[pyo3(signature = (digest, data, source = "store"))]
+    fn fetched(&self, py: Python<'_>, digest: &[u8], data: &[u8], source: &str) -> PyResult<()> {
         let digest = self::digest(digest)?;
-        Ok(py.detach(|| self.inner.fetched(&digest, data))?)
+        let source = Source::named(source)
+            .ok_or_else(|| PyValueError::new_err("source is 'store' or 'peer'"))?;
+        Ok(py.detach(|| self.inner.fetched_from(source, &digest, data))?)
     }
 
     fn fetch_failed(

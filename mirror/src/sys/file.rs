@@ -134,3 +134,16 @@ pub fn seek(file: &File, offset: u64, hole: bool) -> io::Result<Option<u64>> {
         error => Err(error),
     }
 }
+
+/// The bytes that may still be written to the file system of a file.
+///
+/// # Errors
+/// The system's.
+pub fn available_bytes(file: &File) -> io::Result<u64> {
+    let mut answer = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the descriptor is open and `answer` has room for what the call writes.
+    check(unsafe { libc::fstatvfs(file.as_raw_fd(), answer.as_mut_ptr()) })?;
+    // SAFETY: the call succeeded, so it has filled `answer`.
+    let answer = unsafe { answer.assume_init() };
+    Ok(answer.f_bavail.saturating_mul(answer.f_frsize))
+}

@@ -170,6 +170,8 @@ pub fn open_engine(directory: &std::path::Path, cache_bytes: u64, on_full: OnFul
     Engine::open(EngineOptions {
         cache_directory: directory.join("cache"),
         cache_bytes,
+        cache_reserve_bytes: 0,
+        scrub_bytes_per_second: 0,
         session_id: "session".to_owned(),
         threads: 2,
         fetch_timeout: None,

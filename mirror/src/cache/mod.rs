@@ -1,0 +1,468 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The chunk cache of one host: chunks by digest, in slots of a slab file per chunk size.
+//!
+//! This module keeps the bound and moves chunks in and out; `slab` has the slots and who reads them,
+//! `lru` who leaves first, `index` what is on disk, `keeper` what goes on beside: the disk's free
+//! space, the scrub, the notes of recency.
+//!
+//! # Invariants
+//!
+//! 1. A slot is present only after its whole content, verified by its digest, has been written.
+//! 2. A reader holds a reference while it reads; only slots without one are evicted.
+//! 3. The index on disk names a slot after its content is written, and forgets it before the next
+//!    content is.
+//! 4. The bytes of slots in use, of all chunk sizes, never exceed the bound, and every other byte of
+//!    a slab is a hole. No room is no error: the chunk is served from memory.
+//! 5. A slot that does not hold what it should is never served: condemned, counted, told.
+//!
+//! # Crash
+//!
+//! | what | found at the next open | so |
+//! | --- | --- | --- |
+//! | killed before a slot was named | a free slot with content | its space is given back |
+//! | killed after an entry was cleared | likewise | likewise |
+//! | killed at any other point | entries of an unclean index | each is checked before its first use |
+//! | power lost | entries and contents, old and new | each is checked before its first use |
+//! | orderly stop, same boot | a clean index | what was checked is believed |
+//!
+//! Nothing here is synced but at an orderly stop (rule 29). How recently a chunk was used is in its
+//! entry, as of its filling, of a minute ago, or of the stop.
+//!
+//! # Threads
+//!
+//! Locks are leaves; two slabs are never locked at once.
+
+mod index;
+mod keeper;
+mod lru;
+mod slab;
+
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::buffer::Buffer;
+use crate::engine::{Digest, Statistics};
+use crate::error::{Error, Result};
+use crate::refusal::{Refusals, Source};
+use crate::sys::file::{self, Create};
+use crate::units::{index, lock};
+
+#[cfg(feature = "fuzzing")]
+pub use index::mend;
+pub use slab::{Slab, SlotRef};
+
+/// The least and the largest chunk size, as powers of two.
+const SHIFT_MIN: u32 = 12;
+const SHIFT_MAX: u32 = 22;
+/// Slots that may be checked at once.
+const CHECKS: usize = 16;
+/// What is shed at once for a large write.
+const SHED_MAX: u64 = 64 << 20;
+/// How often an eviction looks for another slot when a reader was faster.
+const EVICTIONS: usize = 64;
+
+/// How to open a [`Cache`].
+#[derive(Debug, Clone)]
+pub struct CacheOptions {
+    /// Holds slabs and indexes.
+    pub directory: PathBuf,
+    /// The bytes that it may hold.
+    pub bytes_max: u64,
+    /// The bytes of its file system that it leaves free.
+    pub reserve_bytes: u64,
+    /// How fast the scrub reads; 0: there is none.
+    pub scrub_bytes_per_second: u64,
+}
+
+/// What a cache counts.
+#[derive(Debug, Default)]
+struct Counters {
+    filled: AtomicU64,
+    evicted: AtomicU64,
+    shed_bytes: AtomicU64,
+    checked: AtomicU64,
+    scrubbed_bytes: AtomicU64,
+}
+
+/// The cache.
+#[derive(Debug)]
+pub struct Cache {
+    options: CacheOptions,
+    device: u64,
+    used_bytes: AtomicU64,
+    /// The file system lacks room: nothing new is taken of it.
+    low: AtomicBool,
+    slabs: [OnceLock<Slab>; (SHIFT_MAX - SHIFT_MIN + 1) as usize],
+    opening: Mutex<()>,
+    fence: File,
+    clock: Arc<AtomicU64>,
+    checking: [Mutex<()>; CHECKS],
+    refusals: Arc<Refusals>,
+    counters: Counters,
+    stopped: Mutex<bool>,
+    stopping: Condvar,
+}
+
+/// Whether `content` is the chunk of that name.
+#[must_use]
+pub fn matches(digest: &Digest, key: &[u8; 32], content: &[u8]) -> bool {
+    blake3::keyed_hash(key, content) == blake3::Hash::from_bytes(*digest)
+}
+
+/// Locks a file; a dead engine's requests may pin its lock for a moment.
+fn fence(file: &File, path: &Path) -> Result<()> {
+    let mut patience = 100;
+    while !file::try_lock(file).map_err(|e| Error::io("lock", path, e))? {
+        patience -= 1;
+        if patience == 0 {
+            return Err(Error::errno(
+                "lock (another engine has it)",
+                path,
+                libc::EBUSY,
+            ));
+        }
+        crate::sync::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+impl Cache {
+    /// Opens the directory; one engine at a time.
+    pub fn open(options: CacheOptions, refusals: Arc<Refusals>) -> Result<Self> {
+        let directory = &options.directory;
+        std::fs::create_dir_all(directory).map_err(|e| Error::io("create", directory, e))?;
+        let device = std::fs::metadata(directory)
+            .map_err(|e| Error::io("stat", directory, e))?
+            .dev();
+        let path = directory.join("lock");
+        let file =
+            file::open(&path, Create::Maybe, false).map_err(|e| Error::io("open", &path, e))?;
+        fence(&file, &path)?;
+        let cache = Self {
+            device,
+            used_bytes: AtomicU64::new(0),
+            low: AtomicBool::new(false),
+            slabs: Default::default(),
+            opening: Mutex::new(()),
+            fence: file,
+            clock: Arc::new(AtomicU64::new(1)),
+            checking: Default::default(),
+            refusals,
+            counters: Counters::default(),
+            stopped: Mutex::new(false),
+            stopping: Condvar::new(),
+            options,
+        };
+        // What earlier runs left counts against the bound.
+        for shift in SHIFT_MIN..=SHIFT_MAX {
+            let size = 1_u64 << shift;
+            let named = |kind| cache.options.directory.join(format!("{kind}-{size}"));
+            if named("index").exists() || named("slab").exists() {
+                cache.slab(size)?;
+            }
+        }
+        while cache.used_bytes() > cache.options.bytes_max && cache.evict_one().is_some() {}
+        cache.relieve();
+        Ok(cache)
+    }
+
+    /// The bytes of slots in use.
+    pub fn used_bytes(&self) -> u64 {
+        self.used_bytes.load(Ordering::Relaxed)
+    }
+
+    fn open_slabs(&self) -> impl Iterator<Item = &Slab> {
+        self.slabs.iter().filter_map(OnceLock::get)
+    }
+
+    /// What it holds and has done, for the engine's statistics.
+    pub fn statistics(&self) -> Statistics {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let pinned = self.open_slabs().map(Slab::pinned_bytes).sum();
+        vec![
+            ("cache_bytes", self.used_bytes()),
+            ("cache_bytes_max", self.options.bytes_max),
+            ("cache_pinned_bytes", pinned),
+            ("cache_low", u64::from(self.low.load(Ordering::Relaxed))),
+            ("cache_filled_total", load(&self.counters.filled)),
+            ("cache_evicted_total", load(&self.counters.evicted)),
+            ("cache_shed_bytes_total", load(&self.counters.shed_bytes)),
+            ("cache_checked_total", load(&self.counters.checked)),
+            (
+                "cache_scrubbed_bytes_total",
+                load(&self.counters.scrubbed_bytes),
+            ),
+            ("cache_refused_total", self.refusals.count(Source::Cache)),
+        ]
+    }
+
+    /// The slots of a chunk size.
+    pub fn slab(&self, chunk_size: u64) -> Result<&Slab> {
+        let shift = chunk_size.trailing_zeros();
+        if !chunk_size.is_power_of_two() || !(SHIFT_MIN..=SHIFT_MAX).contains(&shift) {
+            return Err(Error::Invalid(format!(
+                "chunk size {chunk_size} is no power of two from 4 KiB to 4 MiB"
+            )));
+        }
+        let cell = &self.slabs[(shift - SHIFT_MIN) as usize];
+        if let Some(slab) = cell.get() {
+            return Ok(slab);
+        }
+        let _one = lock(&self.opening);
+        if let Some(slab) = cell.get() {
+            return Ok(slab);
+        }
+        let options = &self.options;
+        let slab = Slab::open(
+            &options.directory,
+            chunk_size,
+            options.bytes_max,
+            &self.clock,
+        )?;
+        self.used_bytes
+            .fetch_add(slab.used_bytes(), Ordering::Relaxed);
+        Ok(cell.get_or_init(|| slab))
+    }
+
+    /// A reference by digest; a slot that an unclean stop left is checked first.
+    pub fn lookup<'a>(
+        &self,
+        slab: &'a Slab,
+        digest: &Digest,
+        key: &[u8; 32],
+    ) -> Option<SlotRef<'a>> {
+        let (slot, checked) = slab.find(digest)?;
+        if checked {
+            return Some(slot);
+        }
+        // Thirty mirrors that come back after a kill read the same chunks: one checks, all believe.
+        let _one = lock(&self.checking[slot.slot() as usize % CHECKS]);
+        let (again, checked) = slab.find(digest)?;
+        (checked || self.check(slab, &again, digest, key, false)).then_some(again)
+    }
+
+    /// Reads a slot and compares; one that is wrong is refused.
+    fn check(
+        &self,
+        slab: &Slab,
+        slot: &SlotRef<'_>,
+        digest: &Digest,
+        key: &[u8; 32],
+        direct: bool,
+    ) -> bool {
+        let mut content = Buffer::zeroed(index(slab.chunk_size()));
+        let read = if direct {
+            slot.read_direct(content.as_mut())
+        } else {
+            slot.read(0, content.as_mut())
+        };
+        let wrong = match read {
+            Err(error) => error.to_string(),
+            Ok(()) if matches(digest, key, content.as_ref()) => {
+                slab.set_checked(slot);
+                self.counters.checked.fetch_add(1, Ordering::Relaxed);
+                return true;
+            }
+            Ok(()) => "it does not match its digest".to_owned(),
+        };
+        self.refuse(slab, slot, digest, &wrong);
+        false
+    }
+
+    /// Never again serves a slot that does not hold its chunk.
+    pub fn refuse(&self, slab: &Slab, slot: &SlotRef<'_>, digest: &Digest, reason: &str) {
+        if slab.condemn(slot, digest) {
+            self.refusals.refuse(Source::Cache, digest, reason);
+        }
+    }
+
+    /// Forgets a chunk whose slot cannot be read.
+    pub fn remove(&self, slab: &Slab, digest: &Digest) {
+        if let Some((slot, _)) = slab.find(digest) {
+            self.refuse(slab, &slot, digest, "it cannot be read");
+        }
+    }
+
+    /// Keeps a verified chunk; `false`: no room, or the disk refuses.
+    pub fn insert(&self, slab: &Slab, digest: &Digest, key: &[u8; 32], content: &Buffer) -> bool {
+        // Once more if the file system turns out to be full: then in the place of another chunk.
+        for _ in 0..2 {
+            let Some(slot) = self.take_slot(slab, digest) else {
+                return slab.contains(digest);
+            };
+            let written = slab.write(slot, content.as_ref(), digest, key);
+            let mut inner = slab.lock();
+            let Err(error) = written else {
+                if !slab.publish(&mut inner, slot, digest, key) {
+                    self.release(slab.chunk_size());
+                }
+                self.counters.filled.fetch_add(1, Ordering::Relaxed);
+                return true;
+            };
+            slab.free(&mut inner, slot);
+            self.release(slab.chunk_size());
+            if !is_full(&error) || self.low.swap(true, Ordering::Relaxed) {
+                return false;
+            }
+        }
+        false
+    }
+
+    fn release(&self, bytes: u64) {
+        self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes bytes of the bound.
+    fn reserve(&self, bytes: u64) -> bool {
+        if self.low.load(Ordering::Relaxed) {
+            return false;
+        }
+        let used = &self.used_bytes;
+        loop {
+            let old = used.load(Ordering::Relaxed);
+            let new = old.saturating_add(bytes);
+            if new > self.options.bytes_max {
+                return false;
+            }
+            let exchanged = used.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
+            if exchanged.is_ok() {
+                return true;
+            }
+        }
+    }
+
+    /// A slot to fill; `None` if there is none or the chunk is there already.
+    fn take_slot(&self, slab: &Slab, digest: &Digest) -> Option<u32> {
+        let size = slab.chunk_size();
+        loop {
+            {
+                let mut inner = slab.lock();
+                self.release(slab.reap(&mut inner));
+                if inner.names(digest) {
+                    return None;
+                }
+                if self.reserve(size) {
+                    let slot = slab.take(&mut inner);
+                    if slot.is_none() {
+                        self.release(size);
+                    }
+                    return slot;
+                }
+            }
+            let (from, slot) = self.evict()?;
+            self.counters.evicted.fetch_add(1, Ordering::Relaxed);
+            if std::ptr::eq(from, slab) {
+                return Some(slot);
+            }
+            self.give_back(from, slot);
+            if self.low.load(Ordering::Relaxed) {
+                // Its room is the file system's now.
+                return None;
+            }
+        }
+    }
+
+    /// Takes a slot from the chunk that was used longest ago, in whichever slab.
+    fn evict(&self) -> Option<(&Slab, u32)> {
+        for _ in 0..EVICTIONS {
+            let (victim, slab) = self
+                .open_slabs()
+                .filter_map(|slab| Some((slab.victim(&mut slab.lock())?, slab)))
+                .min_by_key(|(victim, _)| *victim)?;
+            if slab.evict(&mut slab.lock(), victim.slot) {
+                return Some((slab, victim.slot));
+            }
+        }
+        None
+    }
+
+    fn give_back(&self, slab: &Slab, slot: u32) {
+        slab.free(&mut slab.lock(), slot);
+        self.release(slab.chunk_size());
+    }
+
+    /// Gives the space of one chunk back to the file system; how many bytes.
+    fn evict_one(&self) -> Option<u64> {
+        let (slab, slot) = self.evict()?;
+        self.give_back(slab, slot);
+        Some(slab.chunk_size())
+    }
+
+    /// Gives back about `bytes`, whatever is pinned; `false` if there was nothing to give.
+    pub fn shed(&self, bytes: u64) -> bool {
+        let mut shed = 0;
+        for slab in self.open_slabs() {
+            let reaped = slab.reap(&mut slab.lock());
+            self.release(reaped);
+            shed += reaped;
+        }
+        while shed < bytes.max(1) {
+            let Some(more) = self.evict_one() else { break };
+            shed += more;
+        }
+        self.counters.shed_bytes.fetch_add(shed, Ordering::Relaxed);
+        shed > 0
+    }
+
+    /// Gives way to a write that found no room on a file system; `false` if it cannot help: it lies
+    /// on another one, or is empty.
+    pub fn give_way(&self, device: u64, bytes: u64) -> bool {
+        if device != self.device {
+            return false;
+        }
+        // Nothing new until the keeper has seen that there is room again.
+        self.low.store(true, Ordering::Relaxed);
+        self.shed(bytes)
+    }
+
+    /// Does what may need room on a file system; while there is none, as long as there are chunks
+    /// to shed (rule 41).
+    pub fn making_way(
+        &self,
+        device: u64,
+        bytes: u64,
+        work: impl Fn() -> io::Result<()>,
+    ) -> io::Result<()> {
+        loop {
+            match work() {
+                Err(error) if is_full(&error) && self.give_way(device, bytes.min(SHED_MAX)) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// An orderly stop: what the indexes name may be believed.
+    pub fn close(&self) -> Result<()> {
+        let mut result = Ok(());
+        for slab in self.open_slabs() {
+            result = result.and(slab.close());
+        }
+        self.unlock().and(result)
+    }
+
+    fn unlock(&self) -> Result<()> {
+        let files = self.open_slabs().map(Slab::fence_file).chain([&self.fence]);
+        let mut result = Ok(());
+        for file in files {
+            let unlocked = file::unlock(file);
+            result =
+                result.and(unlocked.map_err(|e| Error::io("unlock", &self.options.directory, e)));
+        }
+        result
+    }
+
+    /// Lets go of the locks and nothing else: for tests of recovery.
+    #[doc(hidden)]
+    pub fn forget_as_if_killed(&self) {
+        let _ = self.unlock();
+    }
+}
