@@ -62,6 +62,8 @@ class Engine:
         fetch_timeout_seconds: float = ...,
         on_full: str = ...,
         slow_request_seconds: float = ...,
+        cache_reserve_bytes: int = ...,
+        scrub_bytes_per_second: int = ...,
     ) -> Engine:
         """Open (or make) the chunk cache; nothing is served yet.
 
@@ -71,6 +73,10 @@ class Engine:
         :param on_full: ``hold`` (a write waits for room) or ``error``
         :param slow_request_seconds: what takes at least this long is told as
             an event ``slow``; 0: none
+        :param cache_reserve_bytes: what the cache leaves free of its file
+            system
+        :param scrub_bytes_per_second: how fast cached chunks are checked; 0:
+            not at all
         """
     def mount(self, path: str) -> None:
         """Mount the FUSE door and serve it (CAP_SYS_ADMIN, or fusermount3)."""
@@ -151,11 +157,13 @@ class Engine:
         self, guests_only: bool, timeout_seconds: float
     ) -> Fetch | None:
         """The most urgent chunk that nobody fetches yet; it is now ours."""
-    def fetched(self, digest: bytes, data: bytes) -> None:
+    def fetched(self, digest: bytes, data: bytes, source: str = ...) -> None:
         """Hand in a fetched chunk object (its header and stored bytes).
 
-        :raises ChunkCorrupt: not what the digest names; the flight goes on
-            and the caller fetches elsewhere or calls ``fetch_failed``
+        :param source: ``store`` or ``peer``: what a refusal is counted for
+        :raises ChunkCorrupt: not what the digest names: counted, an alarm
+            raised; the flight goes on and the caller fetches elsewhere or
+            calls ``fetch_failed``
         """
     def fetch_failed(self, digest: bytes, kind: str, reason: str) -> None:
         """:param kind: ``transport`` (try later), ``missing``, ``corrupt``"""

@@ -15,6 +15,7 @@ use std::ops::Range;
 
 use crate::base::BaseChunk;
 use crate::buffer::{Buffer, is_aligned, with_bounce};
+use crate::cache::SlotRef;
 use crate::disk::Errno;
 use crate::flight::{PRIORITY_GUEST, Wanted};
 use crate::gate;
@@ -155,12 +156,15 @@ impl Mirror {
         bytes: &mut [u8],
         chunks: &Chunks,
     ) -> bool {
+        let (cache, slab) = (&self.core.cache, self.slab());
         if let Some((_, content)) = chunks.iter().find(|(digest, _)| digest == chunk.digest) {
             let from = index(offset);
             bytes.copy_from_slice(&content.as_ref().as_ref()[from..from + bytes.len()]);
+            if let Some((slot, true)) = slab.find(chunk.digest) {
+                self.touched(chunk, &slot);
+            }
             return true;
         }
-        let (cache, slab) = (&self.core.cache, self.slab());
         let Some(slot) = cache.lookup(slab, chunk.digest, &self.key) else {
             self.counters.cache_misses.fetch_add(1, Ordering::Relaxed);
             return false;
@@ -170,11 +174,16 @@ impl Mirror {
             cache.refuse(slab, &slot, chunk.digest, &error.to_string());
             return false;
         }
-        if chunk.set_hint(slot.hint) {
-            slab.pin(&slot);
-        }
+        self.touched(chunk, &slot);
         self.counters.cache_hits.fetch_add(1, Ordering::Relaxed);
         true
+    }
+
+    /// The next read finds the slot without a lock, and evictions know whose it is.
+    fn touched(&self, chunk: &BaseChunk<'_>, slot: &SlotRef<'_>) {
+        if chunk.set_hint(slot.hint) {
+            self.slab().pin(slot);
+        }
     }
 
     fn read_delta(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {

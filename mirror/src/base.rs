@@ -125,12 +125,14 @@ impl Base {
         Ok(base)
     }
 
-    /// Takes every hint away.
-    pub fn take_hints(&self) -> impl Iterator<Item = u64> {
-        let leaves = self.leaves.iter().flatten();
+    /// Lets go of the leaves; the hints of those that no other mirror holds. Exactly one of the
+    /// mirrors that let go at once is the last.
+    pub fn take_hints(&mut self) -> impl Iterator<Item = u64> {
+        let leaves = self.leaves.drain(..).flatten();
         leaves
-            .flat_map(|leaf| &leaf.hints)
-            .map(|hint| hint.swap(0, Ordering::Relaxed))
+            .filter_map(Arc::into_inner)
+            .flat_map(|leaf| leaf.hints)
+            .map(AtomicU64::into_inner)
             .filter(|&hint| hint != 0)
     }
 

@@ -433,9 +433,12 @@ impl Mirror {
 
 impl Drop for Mirror {
     fn drop(&mut self) {
-        // Nobody reads any more, so no hint comes after this: its chunks are pinned no longer.
-        let slab = self.slab();
-        self.base.take_hints().for_each(|hint| slab.unpin(hint));
+        // Nobody reads any more, so no hint comes after this: what only this mirror's leaves named
+        // is pinned no longer.
+        let core = self.core.clone();
+        if let Ok(slab) = core.cache.slab(self.chunk_size) {
+            self.base.take_hints().for_each(|hint| slab.unpin(hint));
+        }
         let counters = &self.counters;
         for (past, mine) in [
             (&self.core.past_hits, &counters.cache_hits),

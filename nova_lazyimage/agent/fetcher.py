@@ -15,10 +15,12 @@ The engine decides what is fetched next and for whom; these threads only carry
 it. Some of them carry nothing but what a guest waits for, so that background
 work never holds one up (contract 13).
 
-What a failure means (contract 12): the store says *not found*, twice: the
-chunk is missing, and its readers get EIO; its bytes do not match the digest,
-twice: corrupt, likewise; anything else, whatever it is, is the way to the
-store, and is tried again until it answers.
+Tiers are asked in order, the chunk store last. What a failure means (contract
+12): every tier says *not found*, or has bytes that do not match the digest,
+and says so again at a second look: the chunk is missing, or corrupt, and its
+readers get EIO. Anything else, whatever it is and in whichever tier, is the
+way to it, and is tried again until it answers. What arrives wrong is refused,
+counted by its source, and told by the engine.
 
 A store that answers nothing at all fails no fetch: a watch raises the alarm
 for it.
@@ -28,7 +30,8 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from oslo_log import log as logging
 
@@ -37,7 +40,6 @@ from lazyblob import exceptions
 LOG = logging.getLogger(__name__)
 
 WAIT_SECONDS = 1.0
-RECHECK_SECONDS = 0.5
 PAUSE_SECONDS_MIN = 0.2
 PAUSE_SECONDS_MAX = 1.0
 REPEAT_SECONDS = 60.0
@@ -115,17 +117,29 @@ class Alarm:
         )
 
 
+class Tier(NamedTuple):
+    """Somewhere a chunk object may be.
+
+    :param source: ``peer`` or ``store``, in metrics and alarms
+    :param fetch: by digest. :raises NotFound: it is confirmed absent
+    """
+
+    source: str
+    fetch: Callable[[bytes], bytes]
+
+
 class Fetcher:
     """The threads that fetch.
 
     :param alarm_seconds: how long a store may be silent
+    :param tiers: in the order to ask them; the chunk store is the last
     :param observe: told the seconds of each fetch
     """
 
     def __init__(
         self,
         engine: Any,
-        repository: Callable[[], Any],
+        tiers: Sequence[Tier],
         *,
         threads: int,
         guest_threads: int,
@@ -133,11 +147,15 @@ class Fetcher:
         observe: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._engine = engine
-        self._repository = repository
+        self._tiers = tuple(tiers)
         self._observe = observe
         self._stopping = threading.Event()
         self.alarm = Alarm()
-        self.failures = {'transport': 0, 'missing': 0, 'corrupt': 0}
+        self.failures = {
+            (tier.source, kind): 0
+            for tier in self._tiers
+            for kind in ('transport', 'missing', 'corrupt')
+        }
         self.fetched_bytes = 0
         self._mutex = threading.Lock()
         self._alarm_seconds = alarm_seconds
@@ -173,12 +191,13 @@ class Fetcher:
             if started is not None:
                 self.alarm.overdue(started, self._alarm_seconds)
 
-    def _fetch(self, digest: bytes) -> bytes:
+    def _fetch(self, tier: Tier, digest: bytes) -> bytes:
+        if tier is not self._tiers[-1]:
+            return tier.fetch(digest)
         with self._mutex:
             self._under_way[digest] = time.monotonic()
         try:
-            data: bytes = self._repository().fetch(digest)
-            return data
+            return tier.fetch(digest)
         finally:
             with self._mutex:
                 self._under_way.pop(digest, None)
@@ -194,12 +213,18 @@ class Fetcher:
                 self._stopping.wait(PAUSE_SECONDS_MAX)
 
     def _carry(self, digest: bytes) -> None:
+        """Ask one tier after the other.
+
+        The second look at what all of them miss, or have wrong, is the
+        engine's: it hands the chunk out once more, after a pause.
+        """
+        failed: dict[str, str] = {}
         pause_seconds = 0.0
-        for last in (False, True):
+        for tier in self._tiers:
+            started = time.monotonic()
             try:
-                started = time.monotonic()
-                data = self._fetch(digest)
-                self._engine.fetched(digest, data)
+                data = self._fetch(tier, digest)
+                self._engine.fetched(digest, data, tier.source)
             except exceptions.NotFound as exc:
                 kind, failure = 'missing', str(exc)
             except (exceptions.ChunkCorrupt, ValueError) as exc:
@@ -207,29 +232,32 @@ class Fetcher:
                 kind, failure = 'corrupt', str(exc)
             except Exception as exc:
                 kind, failure = 'transport', f'{type(exc).__name__}: {exc}'
-                pause_seconds = self.alarm.failed(exc)
-                last = True
+                if tier is self._tiers[-1]:
+                    pause_seconds = self.alarm.failed(exc)
             else:
                 self._observe(time.monotonic() - started)
                 with self._mutex:
                     self.fetched_bytes += len(data)
-                self.alarm.answered()
+                if tier is self._tiers[-1]:
+                    self.alarm.answered()
                 return
-            if last:
-                break
-            self._stopping.wait(RECHECK_SECONDS)
-        self._fail(digest, kind, failure)
+            failed[kind] = f'{tier.source}: {failure}'
+            with self._mutex:
+                self.failures[tier.source, kind] += 1
+        self._fail(digest, failed)
         self._stopping.wait(pause_seconds)
 
-    def _fail(self, digest: bytes, kind: str, failure: str) -> None:
-        with self._mutex:
-            self.failures[kind] += 1
+    def _fail(self, digest: bytes, failed: dict[str, str]) -> None:
+        # A tier that was not reached may have it: that is no end (contract
+        # 12). Of the others the last has the last word.
+        kind = 'transport' if 'transport' in failed else list(failed)[-1]
         if kind != 'transport':
             LOG.error(
-                'Chunk %s is %s in the store; its readers get an error: %s',
+                'Chunk %s is %s in every tier; if it still is at a second '
+                'look, its readers get an error: %s',
                 digest.hex(),
                 kind,
-                failure,
+                failed[kind],
             )
         with contextlib.suppress(ValueError):
-            self._engine.fetch_failed(digest, kind, failure)
+            self._engine.fetch_failed(digest, kind, failed[kind])

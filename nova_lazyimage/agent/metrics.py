@@ -30,6 +30,8 @@ FETCH_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
 
 #: The engine's figures of a histogram, by the bounds in their names.
 PAUSES = 'freeze_pauses'
+#: Where a chunk may come from.
+REFUSING = ('cache', 'peer', 'store')
 
 Source = Callable[[], dict[str, Any]]
 
@@ -53,10 +55,10 @@ class Collector(registry.Collector):
         failures = core.CounterMetricFamily(
             'lazyimage_fetch_failures',
             'Fetches that brought no chunk',
-            labels=['kind'],
+            labels=['tier', 'kind'],
         )
-        for kind, count in found['failures'].items():
-            failures.add_metric([kind], count)
+        for labels, count in found['failures'].items():
+            failures.add_metric(labels, count)
         yield failures
         yield core.CounterMetricFamily(
             'lazyimage_fetch_bytes',
@@ -135,10 +137,23 @@ class Collector(registry.Collector):
 
     @staticmethod
     def _engine(statistics: dict[str, Any]) -> Iterator[core.Metric]:
+        refused = core.CounterMetricFamily(
+            'lazyimage_chunks_refused',
+            'Chunks that were not what their digest names',
+            labels=['source'],
+        )
+        for source in REFUSING:
+            name = f'{source}_refused_total'
+            refused.add_metric([source], statistics.get(name, 0))
+        yield refused
         for name, value in sorted(statistics.items()):
             if not isinstance(value, (int, float)) or PAUSES in name:
                 continue
+            if name.endswith('_refused_total'):
+                continue
             full = f'lazyimage_engine_{name}'
+            if name.startswith('cache_'):
+                full = f'lazyimage_{name}'
             family: Any = core.GaugeMetricFamily
             if name.endswith('_total'):
                 family = core.CounterMetricFamily

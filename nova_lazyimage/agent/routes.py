@@ -76,6 +76,11 @@ class Routes:
             agent.attachments.describe(live)
             for live in agent.attachments.table.all()
         ]
+        figures = {
+            name: value
+            for name, value in agent.engine.statistics().items()
+            if isinstance(value, (int, float, str))
+        }
         return 200, {
             'version': version(),
             'api_version': API_VERSION,
@@ -94,11 +99,15 @@ class Routes:
             'broken': sum(m['state'] == 'broken' for m in mirrors),
             'local_bytes': sum(m['local_bytes'] for m in mirrors),
             'dirty_bytes': sum(m['dirty_bytes'] for m in mirrors),
-            'engine': {
-                name: value
-                for name, value in agent.engine.statistics().items()
-                if isinstance(value, (int, float, str))
+            'cache': {
+                'directory': str(agent.folders.cache),
+                **{
+                    name.removeprefix('cache_'): value
+                    for name, value in figures.items()
+                    if name.startswith('cache_')
+                },
             },
+            'engine': figures,
         }
 
     def metrics(self, request: api.Request) -> api.Answer:

@@ -71,6 +71,9 @@ class Settings:
     socket_group: str = ''
     metrics_address: str = ''
     cache_bytes: int = 10 * 1024**3
+    cache_directory: str = ''
+    cache_reserve_bytes: int = 1024**3
+    cache_scrub_bytes_per_second: int = 1024**2
     engine_threads: int = 0
     fetch_threads: int = 8
     guest_fetch_threads: int = 4
@@ -113,6 +116,7 @@ class Agent:
             pathlib.Path(settings.state_directory),
             pathlib.Path(settings.run_directory),
             pathlib.Path(settings.mount_root),
+            settings.cache_directory,
         )
         self.findings: list[str] = []
         self._user = host.User(settings.user)
@@ -209,6 +213,8 @@ class Agent:
         return self._engine_class(
             cache_directory=str(self.folders.cache),
             cache_bytes=settings.cache_bytes,
+            cache_reserve_bytes=settings.cache_reserve_bytes,
+            scrub_bytes_per_second=settings.cache_scrub_bytes_per_second,
             session_id=book.session_id(host.boot_id()),
             fetch_timeout_seconds=float(settings.fetch_timeout_seconds),
             on_full=settings.on_full,
@@ -244,7 +250,7 @@ class Agent:
         )
         self.fetcher = fetcher.Fetcher(
             self.engine,
-            self._repository,
+            [fetcher.Tier('store', self._fetch_from_store)],
             threads=settings.fetch_threads,
             guest_threads=settings.guest_fetch_threads,
             alarm_seconds=settings.store_alarm_seconds,
@@ -287,6 +293,10 @@ class Agent:
             )
             thread.start()
             self._threads.append(thread)
+
+    def _fetch_from_store(self, digest: bytes) -> bytes:
+        found: bytes = self._repository().fetch(digest)
+        return found
 
     def _figures(self) -> dict[str, Any]:
         described = [

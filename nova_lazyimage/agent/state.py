@@ -41,6 +41,7 @@ class Folders:
     state: pathlib.Path
     run: pathlib.Path
     mount_root: pathlib.Path
+    cache_directory: str = ''
 
     @property
     def mirrors(self) -> pathlib.Path:
@@ -50,6 +51,8 @@ class Folders:
     @property
     def cache(self) -> pathlib.Path:
         """The chunk cache."""
+        if self.cache_directory:
+            return pathlib.Path(self.cache_directory)
         return self.state / 'cache'
 
     @property

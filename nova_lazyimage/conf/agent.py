@@ -94,8 +94,43 @@ management network.
         default=10 * GIB,
         min=64 * 1024**2,
         help="""
-Size bound of the host's chunk cache, in bytes. Raise it where many images are
-booted on one host.
+Size bound of the host's chunk cache, in bytes, of all chunk sizes together.
+Raise it where many images are booted on one host; a lower value takes effect
+at the next start.
+
+Related options: ``cache_directory``, ``cache_reserve_bytes``.
+""",
+    ),
+    cfg.StrOpt(
+        'cache_directory',
+        default='',
+        help="""
+Folder of the chunk cache, on a local file system that can punch holes. Empty:
+``<state_directory>/cache``. On a disk of its own the cache takes no room from
+the deltas, and gives them none when they have none.
+""",
+    ),
+    cfg.IntOpt(
+        'cache_reserve_bytes',
+        default=GIB,
+        min=0,
+        help="""
+Bytes that the chunk cache leaves free on its file system. When less is free,
+whoever took it, chunks are dropped within a second until there is as much
+again, whatever ``cache_bytes`` allows.
+
+Related options: ``on_full``, what happens to a write when even an empty cache
+leaves no room.
+""",
+    ),
+    cfg.IntOpt(
+        'cache_scrub_bytes_per_second',
+        default=1024**2,
+        min=0,
+        help="""
+How fast cached chunks are read and checked in the background, to find what
+rots on the disk before a guest reads it. At the default a cache of 10 GiB is
+gone through in three hours. 0: never.
 """,
     ),
     cfg.IntOpt(

@@ -3,9 +3,9 @@
 //!
 //! Least recently used, nearly: each slot has a stamp of its last use, and the victim is the oldest
 //! of a sample of [`SAMPLE`] slots; a pool no larger than that is searched as a whole. An exact
-//! order would cost every read a lock; a stamp costs it one store, and only after a chunk was
-//! filled since (the clock counts fills: between two of them nobody is evicted, so order does not
-//! matter). A sample costs the same however large the cache is, where a clock's hand sweeps it all
+//! order would cost every read a lock; a stamp costs it one store, and only if the clock went on
+//! (it counts fills and first touches: between two fills nobody is evicted, so order does not
+//! matter much). A sample costs the same however large the cache is, where a clock's hand sweeps it all
 //! when everything was read lately.
 //!
 //! What attached mirrors touched is in a pool of its own, the *pinned*: it goes when nothing else

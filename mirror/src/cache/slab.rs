@@ -62,7 +62,7 @@ pub struct Slab {
     buffered: File,
     index: Index,
     slots: Vec<Slot>,
-    /// Counts the chunks that were filled, in all slabs.
+    /// Counts the chunks that were filled, and touched first, in all slabs.
     clock: Arc<AtomicU64>,
     inner: Mutex<Inner>,
 }
@@ -357,6 +357,8 @@ impl Slab {
     /// An attached mirror touched it; it says so once, and takes it back by [`Slab::unpin`].
     pub fn pin(&self, slot: &SlotRef<'_>) {
         self.change_pins(slot.slot, |pins| pins.saturating_add(1));
+        // Who reads it next is younger than who brought it.
+        self.clock.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The mirror that touched it is gone.

@@ -56,6 +56,11 @@ def register(subparsers: Any) -> None:
         help='as it was attached, or SERVER/DISK: the server\'s UUID and the '
         'disk\'s name',
     )
+    parser.add_argument(
+        '--cache',
+        action='store_true',
+        help="show the host's chunk cache instead",
+    )
     disks.add_arguments(parser)
     console.add_format(parser)
     parser.set_defaults(run=run)
@@ -66,6 +71,10 @@ def run(arguments: argparse.Namespace) -> None:
     with disks.agent_errors():
         if arguments.disk:
             show(arguments, place.client.mirror(*key(arguments.disk)))
+            return
+        if arguments.cache:
+            cache = place.client.status()['cache']
+            console.show_fields(arguments, cache)
             return
         try:
             mirrors = place.client.mirrors()

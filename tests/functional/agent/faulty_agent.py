@@ -23,6 +23,8 @@ folder ``$AGENT_FAULTS`` are the test's words:
 ``catalog-mute``
     the next publish is done and its answer lost, and so is every call until
     the file is gone
+``count-gets``
+    the digest of every object that is read is a line in it
 ``store-slow``
     every put takes as many seconds as the file says
 ``step``
@@ -113,6 +115,11 @@ class Store(Wrapped):
             raise exceptions.TemporaryStoreError('told to be away')
         while is_told('store-hangs'):
             time.sleep(0.01)
+        if name == 'get' and is_told('count-gets'):
+            with (FAULTS / 'count-gets').open('a') as file:
+                file.write(f'{args[0].hex()}\n')
+            # Long enough for others to ask for the same.
+            time.sleep(0.02)
         if name == 'put' and is_told('store-slow'):
             time.sleep(float((FAULTS / 'store-slow').read_text()))
         if name in ('put', 'has', 'sync'):

@@ -668,7 +668,9 @@ class TestInterface:
         for name in (
             'lazyimage_mirrors 0.0',
             'lazyimage_store_available 1.0',
-            'lazyimage_engine_cache_bytes ',
+            'lazyimage_cache_bytes ',
+            'lazyimage_cache_hits_total ',
+            'lazyimage_chunks_refused_total{source="store"} ',
             'lazyimage_fetch_seconds_bucket{',
             'lazyimage_fetch_bytes_total ',
             'lazyimage_commits_total{state="published"} ',

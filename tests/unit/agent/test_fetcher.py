@@ -22,12 +22,13 @@ DIGEST = bytes(range(32))
 
 
 class Engine:
-    """Wants one chunk, until it has it or was told why not."""
+    """Wants one chunk, until it has it or was told twice why not."""
 
     def __init__(self, refuses=0):
         self.calls = []
         self.done = threading.Event()
         self._refuses = refuses
+        self._looks = 0
         self._wanted = True
         self._mutex = threading.Lock()
 
@@ -39,7 +40,8 @@ class Engine:
         self.done.wait(0.01)
         return None
 
-    def fetched(self, digest, data):
+    def fetched(self, digest, data, source):
+        assert source in ('peer', 'store')
         if self._refuses:
             self._refuses -= 1
             self.calls.append('refused')
@@ -49,7 +51,8 @@ class Engine:
 
     def fetch_failed(self, digest, kind, reason):
         self.calls.append(kind)
-        if kind == 'transport':
+        self._looks += kind != 'transport'
+        if self._looks < 2:
             with self._mutex:
                 self._wanted = True
         else:
@@ -76,10 +79,13 @@ def quick(monkeypatch):
                 monkeypatch.setattr(fetcher, name + suffix, 0.001)
 
 
-def run(engine, repository):
-    made = fetcher.Fetcher(
-        engine, lambda: repository, threads=2, guest_threads=1
-    )
+def run(engine, *repositories):
+    sources = ('store',) if len(repositories) == 1 else ('peer', 'store')
+    tiers = [
+        fetcher.Tier(source, repository.fetch)
+        for source, repository in zip(sources, repositories, strict=True)
+    ]
+    made = fetcher.Fetcher(engine, tiers, threads=2, guest_threads=1)
     made.start()
     assert engine.done.wait(10)
     made.stop()
@@ -94,24 +100,46 @@ def test_a_chunk_is_handed_to_the_engine():
 
 
 def test_not_found_is_asked_once_more_before_it_is_believed(expect_logs):
-    engine = Engine()
-    run(engine, Repository(exceptions.NotFound('gone')))
-    assert engine.calls == ['fetched']
-    engine = Engine()
     gone = exceptions.NotFound('gone')
-    with expect_logs('is missing in the store'):
+    engine = Engine()
+    with expect_logs('is missing in every tier'):
+        run(engine, Repository(gone))
+    assert engine.calls == ['missing', 'fetched']
+    engine = Engine()
+    with expect_logs('is missing in every tier', 2):
         run(engine, Repository(gone, gone))
-    assert engine.calls == ['missing']
+    assert engine.calls == ['missing', 'missing']
 
 
 def test_a_corrupt_object_is_fetched_once_more(expect_logs):
     engine = Engine(refuses=1)
-    run(engine, Repository())
-    assert engine.calls == ['refused', 'fetched']
-    engine = Engine(refuses=2)
-    with expect_logs('is corrupt in the store'):
+    with expect_logs('is corrupt in every tier'):
         run(engine, Repository())
-    assert engine.calls == ['refused', 'refused', 'corrupt']
+    assert engine.calls == ['refused', 'corrupt', 'fetched']
+    engine = Engine(refuses=2)
+    with expect_logs('is corrupt in every tier', 2):
+        made = run(engine, Repository())
+    assert engine.calls == ['refused', 'corrupt', 'refused', 'corrupt']
+    assert made.failures['store', 'corrupt'] == 2
+
+
+def test_the_next_tier_is_asked_before_anybody_is_told():
+    engine = Engine(refuses=1)
+    made = run(engine, Repository(), Repository())
+    assert engine.calls == ['refused', 'fetched']
+    assert made.failures['peer', 'corrupt'] == 1
+    engine = Engine()
+    made = run(engine, Repository(OSError(113, 'no route')), Repository())
+    assert engine.calls == ['fetched']
+    assert made.failures['peer', 'transport'] == 1
+    assert not made.alarm.raised
+
+
+def test_a_tier_that_is_away_may_have_what_the_others_miss():
+    engine = Engine()
+    away, gone = OSError(113, 'no route'), exceptions.NotFound('gone')
+    run(engine, Repository(away), Repository(gone))
+    assert engine.calls == ['transport', 'fetched']
 
 
 @pytest.mark.parametrize(
