@@ -642,9 +642,10 @@ fn a_store_that_lies_is_refused_counted_told_and_never_served() {
     assert!((1..=10).contains(&alarms), "{alarms} alarms a minute");
 }
 
-/// How much longer than in the suite.
-fn soak() -> u32 {
-    std::env::var("LAZYIMAGE_SOAK").map_or(1, |times| times.parse().unwrap_or(1))
+/// How long the stress goes on.
+fn duration() -> Duration {
+    let seconds = std::env::var("LAZYIMAGE_SOAK_SECONDS").map_or(1.5, |s| s.parse().unwrap());
+    Duration::from_secs_f64(seconds)
 }
 
 #[test]
@@ -668,7 +669,7 @@ fn eviction_under_readers_never_shows_another_chunks_bytes() {
         .collect();
     let stop = AtomicBool::new(false);
     let reads = AtomicU64::new(0);
-    let until = Instant::now() + Duration::from_millis(1500) * soak();
+    let until = Instant::now() + duration();
     std::thread::scope(|scope| {
         let (fleet, store, images, stop, reads) = (&fleet, &store, &images, &stop, &reads);
         for _ in 0..2 {

@@ -348,9 +348,17 @@ def soak() -> list[Check]:
         suite='cargo',
         seconds_max=SOAK_SECONDS_MAX,
     )
+    cache = Check(
+        'cache',
+        ['cargo', 'test', '--locked', '--test', 'cache', 'eviction'],
+        TREE / 'mirror',
+        suite='cargo',
+        seconds_max=SOAK_SECONDS_MAX,
+    )
     only = os.environ.get('LAZYIMAGE_SOAK_ONLY')
-    if only == crash.name:
-        return [crash]
+    for check in (crash, cache):
+        if only == check.name:
+            return [check]
     if only:
         return [
             Check(
@@ -368,7 +376,7 @@ def soak() -> list[Check]:
             seconds_max=SOAK_SECONDS_MAX,
         )
         for name in found
-    ] + [crash]
+    ] + [crash, cache]
 
 
 STAGES = {
