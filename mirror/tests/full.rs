@@ -402,3 +402,25 @@ fn many_writers_take_all_of_the_cache_before_one_of_them_fails() {
         },
     );
 }
+
+#[test]
+fn the_cache_goes_before_a_commit_is_given_up() {
+    on_a_disk_of(
+        4 * MIB,
+        "the_cache_goes_before_a_commit_is_given_up",
+        |directory| {
+            let cache = directory.path().join("cache");
+            let mut host = host_with(directory, &cache, 2, 0);
+            host.read(0, 2 * CHUNK).unwrap();
+            host.write(0, &[1; BLOCK]).unwrap();
+            let sealed = host.mirror.freeze().unwrap();
+            fill(host.directory.path());
+            host.write(0, &[2; BLOCK]).unwrap();
+            assert!(host.count("cache_bytes") < 2 * CHUNK as u64);
+            let content = host.read_sealed(&sealed, 0).unwrap();
+            assert_eq!(content[..BLOCK], [1; BLOCK]);
+            sealed.publish();
+            assert_eq!(host.read(0, BLOCK).unwrap(), [2; BLOCK]);
+        },
+    );
+}

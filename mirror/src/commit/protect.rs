@@ -110,7 +110,11 @@ fn save(mirror: &Mirror, blocks: Range<u64>) -> std::io::Result<()> {
             let (offset, len) = (at * BLOCK_BYTES, index((to - at) * BLOCK_BYTES));
             with_bounce(len, |bytes| {
                 mirror.delta.read(offset, bytes)?;
-                mirror.saved.write(offset, bytes)
+                let (bytes, saved) = (&*bytes, &mirror.saved);
+                // The cache goes before a COMMIT is given up (rule 41).
+                let write = || saved.write(offset, bytes);
+                let cache = &mirror.core.cache;
+                cache.making_way(saved.device(), len as u64, write)
             })?;
             live.set(Bits::Saved, at..to);
             mirror
