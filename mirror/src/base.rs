@@ -132,7 +132,7 @@ impl Base {
         leaves
             .filter_map(Arc::into_inner)
             .flat_map(|leaf| leaf.hints)
-            .map(AtomicU64::into_inner)
+            .map(|hint| hint.load(Ordering::Relaxed))
             .filter(|&hint| hint != 0)
     }
 

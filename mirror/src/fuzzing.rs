@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use crate::disk::{Answer, Disk, Door, Errno, Ticket};
 use crate::engine::{AttachOptions, Engine, EngineOptions, OnFull};
 use crate::refusal::Refusals;
-use crate::sync::Arc;
 use crate::{cache, diskmap, object};
 
 pub use crate::fuse::fuzzing::requests;
@@ -41,6 +40,8 @@ impl Place {
         Engine::open(EngineOptions {
             cache_directory: self.0.join("cache"),
             cache_bytes: 8 * CHUNK_BYTES,
+            cache_reserve_bytes: 0,
+            scrub_bytes_per_second: 0,
             session_id: "session".to_owned(),
             threads: 1,
             fetch_timeout: None,

@@ -135,6 +135,8 @@ impl Host {
         let engine = Engine::open(EngineOptions {
             cache_directory: directory.path().join("cache"),
             cache_bytes: cache_bytes as u64,
+            cache_reserve_bytes: 0,
+            scrub_bytes_per_second: 0,
             session_id: "session".to_owned(),
             threads: 1,
             fetch_timeout: None,

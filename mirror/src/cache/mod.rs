@@ -52,7 +52,7 @@ use crate::refusal::{Refusals, Source};
 use crate::sys::file::{self, Create};
 use crate::units::{index, lock};
 
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub use index::mend;
 pub use slab::{Slab, SlotRef};
 
