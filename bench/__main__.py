@@ -29,6 +29,7 @@ NAMES = {
     'touch': 'bench.touch',
     'misses': 'bench.misses',
     'scale': 'bench.scale',
+    'takeover': 'bench.takeover',
     'freeze': 'bench.freeze',
     'commit': 'bench.commit',
     'import': 'bench.importing',

@@ -57,7 +57,11 @@ class Agents:
         self.folder.mkdir()
         site = conftest.Site(self.folder)
         self.stack.callback(site.close)
-        self.kept = takeover.Kept(site)
+        pytest = importlib.import_module('pytest')
+        try:
+            self.kept = takeover.Kept(site)
+        except pytest.skip.Exception as exc:
+            raise harness.Missing(str(exc)) from exc
         image = site.image(random.Random(20).randbytes(DISK_BYTES))
         found = site.client.attach(str(uuid.uuid4()), 'disk', clone_blob=image)
         self.disk = found['path']
