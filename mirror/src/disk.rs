@@ -34,6 +34,25 @@ pub trait Door: Send + Sync {
     /// Ends the parked request `ticket`: `Ok` with a read's bytes (empty for any other request),
     /// or an errno. Called exactly once for each [`Answer::Parked`]; must not block for long.
     fn complete(&self, ticket: Ticket, result: Result<&[u8], Errno>);
+
+    /// The request is about to park: the disk calls this once, on the thread that called it, before
+    /// anybody could complete it. `data` is what a write still has to write. `false`: there is no
+    /// room for it, and the disk answers EIO at once.
+    fn parking(&self, ticket: Ticket, data: &[u8]) -> bool {
+        let _ = (ticket, data);
+        true
+    }
+
+    /// The data of a durable write stands; its flush follows. Whoever has to finish it for a dead
+    /// agent only flushes.
+    fn written(&self, ticket: Ticket) {
+        let _ = ticket;
+    }
+
+    /// The parked request begins to be executed, or waits again.
+    fn running(&self, ticket: Ticket, running: bool) {
+        let _ = (ticket, running);
+    }
 }
 
 /// One disk, as a door serves it.

@@ -224,6 +224,19 @@ impl Engine {
     /// # Errors
     /// See [`crate::error::Error`]: files, sizes, a live map without room.
     pub fn attach(self: &Arc<Self>, options: AttachOptions) -> Result<Arc<Mirror>> {
+        self.attach_as(options, false)
+    }
+
+    /// Opens the files of a mirror that a predecessor served in the session that is taken over: its
+    /// live map is needed, however long its requests have to be waited for.
+    ///
+    /// # Errors
+    /// As [`Engine::attach`]; ESTALE: the live map is gone and the disk map is not clean.
+    pub fn attach_survivor(self: &Arc<Self>, options: AttachOptions) -> Result<Arc<Mirror>> {
+        self.attach_as(options, true)
+    }
+
+    fn attach_as(self: &Arc<Self>, options: AttachOptions, survivor: bool) -> Result<Arc<Mirror>> {
         let name = (options.instance.clone(), options.disk.clone());
         let taken = || {
             Error::errno(
@@ -237,7 +250,7 @@ impl Engine {
         }
         let refused = taken();
         // Not under the lock: a fence may take its time. It also keeps a second one out.
-        let mirror = Mirror::attach(&self.core, options)?;
+        let mirror = Mirror::attach(&self.core, options, survivor)?;
         match lock(&self.mirrors).entry(name) {
             Entry::Occupied(_) => Err(refused),
             Entry::Vacant(entry) => Ok(entry.insert(mirror).clone()),
@@ -453,6 +466,46 @@ impl Engine {
             return Ok(());
         }
         self.stopping.notify_all();
+        let result = self.detach_all();
+        self.core.flights.close();
+        self.end_threads();
+        result.and(self.core.cache.close())
+    }
+
+    /// Ends for a successor: every mirror is quiet and flushed, parked requests stay parked.
+    /// `unanswered` is called when nothing is executed any more: from then on the door must let
+    /// what is completed be, for the successor completes it.
+    ///
+    /// # Errors
+    /// The first mirror that could not be flushed; the others are handed over all the same.
+    pub fn hand_over(&self, unanswered: impl FnOnce()) -> Result<()> {
+        if std::mem::replace(&mut *lock(&self.stopped), true) {
+            return Ok(());
+        }
+        self.stopping.notify_all();
+        let mirrors = std::mem::take(&mut *lock(&self.mirrors));
+        let mut result = Ok(());
+        for mirror in mirrors.values() {
+            let quiet = mirror.quiesce();
+            if result.is_ok() {
+                result = quiet;
+            }
+        }
+        // What the threads are in, they finish: reads, and writes that wait for gates again.
+        self.end_threads();
+        unanswered();
+        self.core.flights.close();
+        for mirror in mirrors.values() {
+            mirror.let_go();
+        }
+        result.and(self.core.cache.close())
+    }
+
+    /// Closes every mirror and goes on: their session is over.
+    ///
+    /// # Errors
+    /// The first mirror that could not be flushed; the others are closed all the same.
+    pub fn detach_all(&self) -> Result<()> {
         let mirrors = std::mem::take(&mut *lock(&self.mirrors));
         let mut result = Ok(());
         for mirror in mirrors.values() {
@@ -461,9 +514,7 @@ impl Engine {
                 result = closed;
             }
         }
-        self.core.flights.close();
-        self.end_threads();
-        result.and(self.core.cache.close())
+        result
     }
 
     /// Lets go of everything without a word, as a kill would: for tests of recovery.

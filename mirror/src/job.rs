@@ -83,6 +83,14 @@ impl Request {
             Self::Flush => (Operation::Flush, 0, 0),
         }
     }
+
+    /// What a write has to write.
+    pub fn data(&self) -> &[u8] {
+        match self {
+            Self::Write { data, .. } => data.as_ref(),
+            _ => &[],
+        }
+    }
 }
 
 /// Who waits, and for what.
@@ -260,6 +268,7 @@ impl Job {
         if !self.step(PARKED, RUNNING) {
             return;
         }
+        self.door.running(self.ticket, true);
         let chunks = lock(&self.chunks).clone();
         let mirror = &self.mirror;
         let outcome = match &self.request {
@@ -275,7 +284,10 @@ impl Job {
                 data,
                 durable,
             } => match mirror.attempt_write(*offset, data.as_ref(), &chunks) {
-                Outcome::Done if *durable => return mirror.flush_job(&self),
+                Outcome::Done if *durable => {
+                    self.door.written(self.ticket);
+                    return mirror.flush_job(&self);
+                }
                 outcome => outcome,
             },
             Request::Discard { offset, len } => mirror.attempt_discard(*offset, *len),
@@ -305,6 +317,7 @@ impl Job {
     /// Back to where it can be woken and ended; the caller then hands it to what wakes it.
     pub fn park(&self, reason: Reason) {
         self.reason.store(reason as u8, Ordering::SeqCst);
+        self.door.running(self.ticket, false);
         self.step(RUNNING, PARKED);
     }
 

@@ -90,7 +90,11 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    pub(crate) fn attach(core: &Arc<Core>, options: AttachOptions) -> Result<Arc<Self>> {
+    pub(crate) fn attach(
+        core: &Arc<Core>,
+        options: AttachOptions,
+        survivor: bool,
+    ) -> Result<Arc<Self>> {
         // Refuses sizes that are none.
         core.cache.slab(options.chunk_size_bytes)?;
         if options.size_bytes == 0 || options.size_bytes > i64::MAX as u64 / 8 {
@@ -115,7 +119,7 @@ impl Mirror {
             live,
             pages,
             header,
-        } = recover::open(core, &options, blocks_max)?;
+        } = recover::open(core, &options, blocks_max, survivor)?;
 
         Ok(Arc::new_cyclic(|me| Self {
             me: me.clone(),
@@ -384,6 +388,22 @@ impl Mirror {
         Ok(())
     }
 
+    /// Makes the mirror quiet for a successor: every write that was executed is flushed, nothing
+    /// more is. Parked requests stay parked, the live map stays what is believed, frozen blocks
+    /// will be dirty again.
+    pub(crate) fn quiesce(&self) -> Result<()> {
+        self.close_for_ever();
+        let flushed = self.flusher.last_round(self);
+        flushed.map_err(|errno| Error::errno("flush", self.delta.path(), errno))
+    }
+
+    /// Lets a successor have the files; after [`Mirror::quiesce`].
+    pub(crate) fn let_go(&self) {
+        for file in [self.delta.file(), self.disk_map.file(), self.saved.file()] {
+            let _ = file::unlock(file);
+        }
+    }
+
     /// Lets go without a word, as a killed agent would: for tests of recovery.
     #[doc(hidden)]
     pub fn forget_as_if_killed(&self) {
@@ -398,7 +418,9 @@ impl Mirror {
     }
 
     fn job(&self, door: &Arc<dyn Door>, ticket: Ticket, request: Request) -> Option<Arc<Job>> {
-        Some(Job::new(self.me.upgrade()?, door, ticket, request))
+        let me = self.me.upgrade()?;
+        let parks = door.parking(ticket, request.data());
+        parks.then(|| Job::new(me, door, ticket, request))
     }
 
     #[inline]
@@ -478,6 +500,7 @@ impl Disk for Mirror {
         let outcome = self.attempt_write(offset, data, &[]);
         self.ended_at_once(&begun, offset, data.len() as u64, &outcome);
         if durable && matches!(outcome, Outcome::Done) {
+            door.written(ticket);
             return self.flush(door, ticket);
         }
         self.answer(door, ticket, outcome, || Request::Write {

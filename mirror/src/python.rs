@@ -6,13 +6,14 @@
 
 #![allow(clippy::needless_pass_by_value)] // Python's arguments arrive owned
 
+use std::io::ErrorKind;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pyo3::exceptions::{
-    PyBlockingIOError, PyNotImplementedError, PyOSError, PyRuntimeError, PyTimeoutError,
-    PyValueError,
+    PyBlockingIOError, PyOSError, PyRuntimeError, PyTimeoutError, PyValueError,
 };
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
@@ -29,6 +30,7 @@ use crate::mirror;
 use crate::object;
 use crate::passthrough::Passthrough;
 use crate::refusal::Source;
+use crate::sys::shared::{adopt, disown};
 
 pyo3::create_exception!(
     _mirror,
@@ -100,7 +102,13 @@ struct Engine {
     /// Serves what is attached; a mirror may be attached before there is a mount.
     fuse: Mutex<Option<Arc<Fuse>>>,
     threads: usize,
+    /// The digest of the session's id.
+    session: [u8; 32],
 }
+
+/// Set: the kernel is not asked to resend, as if it could not. For tests, and for a kernel whose
+/// resending turns out to be bad.
+const WITHOUT_RESEND: &str = "LAZYIMAGE_FUSE_WITHOUT_RESEND";
 
 impl Engine {
     fn door(&self) -> MutexGuard<'_, Option<Arc<Fuse>>> {
@@ -110,6 +118,14 @@ impl Engine {
     fn mounted(&self) -> PyResult<Arc<Fuse>> {
         let mounted = self.door().clone();
         mounted.ok_or_else(|| PyRuntimeError::new_err("not mounted: call mount() first"))
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            threads: self.threads,
+            session: self.session,
+            resend: std::env::var_os(WITHOUT_RESEND).is_none(),
+        }
     }
 }
 
@@ -140,6 +156,7 @@ impl Engine {
             _ => return Err(PyValueError::new_err("on_full is 'hold' or 'error'")),
         };
         let timeout = seconds(fetch_timeout_seconds)?;
+        let session = *blake3::hash(session_id.as_bytes()).as_bytes();
         let options = EngineOptions {
             cache_directory,
             cache_bytes,
@@ -157,6 +174,7 @@ impl Engine {
             inner,
             fuse: Mutex::default(),
             threads,
+            session,
         })
     }
 
@@ -166,11 +184,8 @@ impl Engine {
             if door.is_some() {
                 return Err(PyRuntimeError::new_err("mounted already"));
             }
-            let options = Options {
-                threads: self.threads,
-            };
             let events = self.inner.events().clone();
-            let fuse = Fuse::mount(&path, &options, events).map_err(|error| {
+            let fuse = Fuse::mount(&path, &self.options(), events).map_err(|error| {
                 os_error(
                     error.raw_os_error(),
                     format!("could not mount: {error}"),
@@ -198,30 +213,71 @@ impl Engine {
         })
     }
 
-    #[allow(clippy::unused_self)] // to come
-    fn session_descriptors(&self) -> PyResult<(i32, i32)> {
-        Err(PyNotImplementedError::new_err("session_descriptors()"))
+    fn session_descriptors(&self) -> PyResult<(RawFd, RawFd)> {
+        let fuse = self.mounted()?;
+        let (device, memory) = fuse.descriptors();
+        Ok((device.as_raw_fd(), memory.as_raw_fd()))
     }
 
-    #[allow(clippy::unused_self)] // to come
-    fn resume(&self, at: PathBuf, device_fd: i32, memory_fd: i32) -> PyResult<()> {
-        let _ = (at, device_fd, memory_fd);
-        Err(PyNotImplementedError::new_err("resume()"))
+    fn resume(
+        &self,
+        py: Python<'_>,
+        at: PathBuf,
+        device_fd: RawFd,
+        memory_fd: RawFd,
+    ) -> PyResult<()> {
+        py.detach(|| {
+            let mut door = self.door();
+            if door.is_some() {
+                return Err(PyRuntimeError::new_err("mounted already"));
+            }
+            let Some((device, memory)) = adopt(device_fd, memory_fd) else {
+                let message = "resume() takes two open descriptors".to_owned();
+                return Err(os_error(Some(libc::EBADF), message, Some(&at)));
+            };
+            let events = self.inner.events().clone();
+            match Fuse::resume(&at, &device, &memory, &self.options(), events) {
+                Ok(fuse) => {
+                    *door = Some(Arc::new(fuse));
+                    Ok(())
+                }
+                Err(error) => {
+                    // They stay the caller's.
+                    disown([Some(device), Some(memory)]);
+                    let message = format!("could not resume the session: {error}");
+                    Err(match error.kind() {
+                        ErrorKind::InvalidData => PyValueError::new_err(message),
+                        _ => os_error(error.raw_os_error(), message, Some(&at)),
+                    })
+                }
+            }
+        })
     }
 
-    #[allow(clippy::unused_self)] // to come
-    fn serve(&self) -> PyResult<()> {
-        Err(PyNotImplementedError::new_err("serve()"))
+    fn serve(&self, py: Python<'_>) -> PyResult<()> {
+        let fuse = self.mounted()?;
+        py.detach(|| fuse.serve()).map_err(|error| {
+            let message = format!("could not serve the session: {error}");
+            os_error(error.raw_os_error(), message, Some(fuse.path()))
+        })
     }
 
-    #[allow(clippy::unused_self)] // to come
-    fn abandon_session(&self) -> PyResult<()> {
-        Err(PyNotImplementedError::new_err("abandon_session()"))
+    fn abandon_session(&self, py: Python<'_>) -> PyResult<()> {
+        self.unmount(py)?;
+        py.detach(|| Ok(self.inner.detach_all()?))
     }
 
-    #[allow(clippy::unused_self)] // to come
-    fn hand_over(&self) -> PyResult<()> {
-        Err(PyNotImplementedError::new_err("hand_over()"))
+    fn hand_over(&self, py: Python<'_>) -> PyResult<()> {
+        let fuse = self.mounted()?;
+        py.detach(|| {
+            fuse.begin_hand_over();
+            let result = self.inner.hand_over(|| fuse.leave_parked());
+            // Even if a flush failed: the successor's will tell its guests.
+            fuse.release().map_err(|error| {
+                os_error(error.raw_os_error(), error.to_string(), Some(fuse.path()))
+            })?;
+            Ok(result?)
+        })
     }
 
     #[allow(clippy::too_many_arguments)] // Python's keywords
@@ -260,7 +316,11 @@ impl Engine {
             create,
         };
         let inner = py.detach(|| {
-            let inner = self.inner.attach(options)?;
+            let inner = if fuse.is_orphan(&instance, &disk) {
+                self.inner.attach_survivor(options)
+            } else {
+                self.inner.attach(options)
+            }?;
             let owner = Owner { uid, gid, mode };
             let added = fuse.add(&instance, &disk, inner.clone(), owner);
             added.map_err(|error| {
@@ -563,7 +623,12 @@ fn passthrough(py: Python<'_>, mount: PathBuf, path: PathBuf, threads: usize) ->
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        let fuse = Fuse::mount(&mount, &Options { threads }, Arc::new(Events::default()))?;
+        let options = Options {
+            threads,
+            session: [0; 32],
+            resend: true,
+        };
+        let fuse = Fuse::mount(&mount, &options, Arc::new(Events::default()))?;
         let (uid, gid) = crate::sys::fuse::user_and_group();
         let owner = Owner {
             uid,

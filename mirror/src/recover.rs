@@ -6,6 +6,7 @@
 //! | to be made | – | empty maps; a failure takes away what was made |
 //! | there | of this boot, attachment, nonce, and long enough | the live map; frozen bits are dirty again |
 //! | there | gone or another's | the disk map; not clean: every local block is dirty |
+//! | there, served in a session that survived | gone or another's, disk map not clean | refused, ESTALE: guests would travel back in time |
 //!
 //! `CRASHES.rst` has the steps, and what a crash between two of them leaves.
 //!
@@ -29,9 +30,12 @@ use crate::pages::Pages;
 use crate::sys::file::{self, Create};
 use crate::units::{BLOCK_BYTES, PAGE_WORDS};
 
-/// How long attach waits for a dead process's requests.
+/// How long attach waits for a dead process's requests, unless guests wait for the disk already.
 const FENCE_PATIENCE: Duration = Duration::from_secs(60);
+const FENCE_ALARM: Duration = Duration::from_secs(2);
 const FENCE_PAUSE: Duration = Duration::from_millis(20);
+/// At first: a process that was killed takes its time to go, but not much.
+const FENCE_PAUSE_SHORT: Duration = Duration::from_millis(1);
 
 /// A mirror's files, fenced and recovered.
 #[derive(Debug)]
@@ -50,11 +54,18 @@ pub struct Opened {
     pub header: Header,
 }
 
-fn fence(core: &Core, options: &AttachOptions, file: &File, path: &Path) -> Result<()> {
-    let deadline = Instant::now() + FENCE_PATIENCE;
+fn fence(
+    core: &Core,
+    options: &AttachOptions,
+    survivor: bool,
+    file: &File,
+    path: &Path,
+) -> Result<()> {
+    let begun = Instant::now();
     let mut alarmed = false;
     while !file::try_lock(file).map_err(|e| Error::io("lock", path, e))? {
-        if !alarmed {
+        let waited = begun.elapsed();
+        if waited > FENCE_ALARM && !alarmed {
             alarmed = true;
             core.events.push(
                 Event::new("alarm")
@@ -65,16 +76,20 @@ fn fence(core: &Core, options: &AttachOptions, file: &File, path: &Path) -> Resu
                     .text("holder", holder(file)),
             );
         }
-        if Instant::now() > deadline {
+        if waited > FENCE_PATIENCE && !survivor {
             return Err(Error::errno("fence", path, libc::EBUSY));
         }
-        crate::sync::thread::sleep(FENCE_PAUSE);
+        crate::sync::thread::sleep(if waited < FENCE_PAUSE * 5 {
+            FENCE_PAUSE_SHORT
+        } else {
+            FENCE_PAUSE
+        });
     }
     Ok(())
 }
 
 /// Who holds a file's lock, as `/proc/locks` tells it.
-fn holder(file: &File) -> String {
+pub fn holder(file: &File) -> String {
     use std::os::unix::fs::MetadataExt;
     let Ok(meta) = file.metadata() else {
         return String::new();
@@ -90,9 +105,15 @@ fn holder(file: &File) -> String {
 }
 
 /// Opens, fences and recovers; or makes the files, and takes them away if that fails.
-pub fn open(core: &Core, options: &AttachOptions, blocks_max: u64) -> Result<Opened> {
+/// `survivor`: a predecessor served it in the session that is being taken over.
+pub fn open(
+    core: &Core,
+    options: &AttachOptions,
+    blocks_max: u64,
+    survivor: bool,
+) -> Result<Opened> {
     if !options.create {
-        return open_files(core, options, blocks_max);
+        return open_files(core, options, blocks_max, survivor);
     }
     let directory = &options.directory;
     std::fs::create_dir_all(directory).map_err(|e| Error::io("create", directory, e))?;
@@ -100,14 +121,19 @@ pub fn open(core: &Core, options: &AttachOptions, blocks_max: u64) -> Result<Ope
     if let Some(path) = names.iter().find(|path| path.exists()) {
         return Err(Error::errno("create", path, libc::EEXIST));
     }
-    open_files(core, options, blocks_max).inspect_err(|_| {
+    open_files(core, options, blocks_max, survivor).inspect_err(|_| {
         for path in names.iter().chain([&options.live_map]) {
             let _ = std::fs::remove_file(path);
         }
     })
 }
 
-fn open_files(core: &Core, options: &AttachOptions, blocks_max: u64) -> Result<Opened> {
+fn open_files(
+    core: &Core,
+    options: &AttachOptions,
+    blocks_max: u64,
+    survivor: bool,
+) -> Result<Opened> {
     let directory = &options.directory;
     let create = if options.create {
         Create::New
@@ -115,12 +141,12 @@ fn open_files(core: &Core, options: &AttachOptions, blocks_max: u64) -> Result<O
         Create::Never
     };
     let delta = Delta::open(&directory.join("delta"), create)?;
-    fence(core, options, delta.file(), delta.path())?;
+    fence(core, options, survivor, delta.file(), delta.path())?;
     let map_path = directory.join("map");
     let disk_map = DiskMap::open(&map_path, create)?;
-    fence(core, options, disk_map.file(), &map_path)?;
+    fence(core, options, survivor, disk_map.file(), &map_path)?;
     let saved = Delta::open(&directory.join("saved"), Create::Maybe)?;
-    fence(core, options, saved.file(), saved.path())?;
+    fence(core, options, survivor, saved.file(), saved.path())?;
     saved
         .clear(0)
         .map_err(|e| Error::io("clear", saved.path(), e))?;
@@ -156,6 +182,7 @@ fn open_files(core: &Core, options: &AttachOptions, blocks_max: u64) -> Result<O
         found.as_ref(),
         &mut identity,
         blocks_max,
+        survivor,
     )?;
     let header = Header {
         clean: false,
@@ -222,6 +249,7 @@ fn recover(
     found: Option<&Header>,
     identity: &mut Identity,
     blocks_max: u64,
+    survivor: bool,
 ) -> Result<LiveMap> {
     let blocks = options.size_bytes.div_ceil(BLOCK_BYTES);
     let Some(found) = found else {
@@ -237,6 +265,13 @@ fn recover(
         live.clear(Bits::Saved, blocks);
         live.clear(Bits::Base, blocks);
         return Ok(live);
+    }
+    if survivor && !found.clean {
+        return Err(Error::errno(
+            "go on by the live map, which is gone while its session survived:",
+            &options.live_map,
+            libc::ESTALE,
+        ));
     }
     identity.nonce = boot::nonce()?;
     let live = LiveMap::create(&options.live_map, blocks.max(found_blocks), blocks_max)?;

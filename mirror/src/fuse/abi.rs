@@ -86,6 +86,11 @@ pub const NOTIFY_INVAL_INODE: i32 = 2;
 /// A notification that a name is gone.
 pub const NOTIFY_INVAL_ENTRY: i32 = 3;
 
+/// Asks the kernel to send again what was read and not answered.
+pub const NOTIFY_RESEND: i32 = 7;
+/// In the name of a request that is sent again.
+pub const UNIQUE_RESEND: u64 = 1 << 63;
+
 /// In front of every request.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]

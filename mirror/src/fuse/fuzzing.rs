@@ -2,16 +2,16 @@
 //! Requests of any bytes, as no kernel would send them: each gets one answer that the kernel would
 //! take, or none where the protocol has none, and no disk is asked past its end.
 
-use std::io::{Read, Seek};
+use std::io::{Read, Seek, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::abi::{InHeader, OutHeader, ReadIn, WriteIn, op};
-use super::channel::Channel;
+use super::memory::{Memory, Shape, slots};
 use super::negotiate::Agreed;
-use super::session::Session;
-use super::slot::{DATA_BYTES_MAX, Slot};
+use super::session::{Place, Session};
+use super::slot::DATA_BYTES_MAX;
 use super::tree::Owner;
 use crate::disk::{Answer, Disk, Door, Ticket};
 use crate::event::Events;
@@ -44,6 +44,9 @@ impl Picky {
             0 | 1 => Answer::Done,
             2 => Answer::Failed(libc::EIO),
             _ => {
+                if !door.parking(ticket, &[]) {
+                    return Answer::Failed(libc::EIO);
+                }
                 self.parked().push((door.clone(), ticket, back));
                 Answer::Parked
             }
@@ -111,7 +114,7 @@ impl Disk for Picky {
 /// The kernel's side of a session, over a file.
 struct Kernel {
     session: Session,
-    slot: Slot,
+    place: Place,
     disk: Arc<Picky>,
     node: u64,
 }
@@ -123,20 +126,35 @@ impl Kernel {
             minor: 41,
             flags: 0,
         };
-        let session = Session::resumed(Channel::new(device), agreed, Arc::new(Events::default()));
+        let shape = Shape {
+            slots: 1,
+            nodes: 8,
+            parked: 4096,
+            pages: 0,
+        };
+        let (memory, memories) = Memory::create(shape).expect("room");
+        let session = Session::new(device, agreed, memory, Arc::new(Events::default()));
+        let place = session.place(slots(memories).remove(0));
         let disk = Arc::new(Picky::default());
         let added = session.disks_mut().add("i", "disk", disk.clone(), OWNER);
         Self {
             node: added.expect("free").id,
             session,
-            slot: Slot::default(),
+            place,
             disk,
         }
     }
 
     fn serve(&mut self, request: &[u8]) {
-        self.slot.request_mut()[..request.len()].copy_from_slice(request);
-        self.session.serve(&mut self.slot, request.len());
+        let mut device = self.session.channel.device();
+        device.rewind().expect("a file");
+        device.write_all(request).expect("room");
+        device.rewind().expect("a file");
+        let len = self.place.slot.receive(device).expect("whole");
+        assert_eq!(len, request.len());
+        device.set_len(0).expect("a file");
+        device.rewind().expect("a file");
+        self.session.serve(&mut self.place, len);
     }
 
     /// Answers since the last call: name, error, length of what follows.

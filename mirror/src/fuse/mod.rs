@@ -10,6 +10,9 @@
 //!                                          └─Parked … the disk's thread ─▶ Door ─write─▶ /dev/fuse
 //! ```
 //!
+//! Slots, what is parked, and all else that a successor needs stand in the session memory (`memory`),
+//! which outlives this process: `takeover` says what a successor makes of it.
+//!
 //! # What is chosen, and why
 //!
 //! * **Every open file is `FOPEN_DIRECT_IO`**, however it was opened. Bytes are in no page cache but
@@ -26,19 +29,27 @@
 //!
 //! 1. A request is answered exactly once: by its worker, or through [`crate::disk::Door`].
 //! 2. A worker waits for the device and for local I/O, never for another request.
-//! 3. What a successor needs (INIT's result, nodes, owners) is in `Session`; handles are empty.
+//! 3. What a successor needs (INIT's result, nodes, owners, requests) is in the session memory before
+//!    it is answered; handles are empty.
+//! 4. Nothing here touches the mount itself while it may be served by nobody, not even by stat(2).
 
 mod abi;
 mod channel;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod ledger;
+mod memory;
 mod mount;
 mod negotiate;
+mod nodes;
 mod operations;
+mod parked;
+mod point;
 mod request;
 mod serve;
 mod session;
 mod slot;
+mod takeover;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -62,6 +62,16 @@ pub fn abort(at: &Path) {
     let _ = sys::unmount(at, true);
 }
 
+/// Whether this kernel resends what was read and not answered: since 6.9. INIT says it for sure, but
+/// the session's memory must be there by then.
+#[must_use]
+pub fn kernel_resends() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().and_then(|text| text.parse::<u32>().ok());
+    (number(), number()) >= (Some(6), Some(9))
+}
+
 fn by_mount(device: File, at: &Path) -> io::Result<File> {
     let (uid, gid) = sys::user_and_group();
     let fd = device.as_raw_fd();

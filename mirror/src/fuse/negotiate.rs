@@ -39,12 +39,16 @@ fn halves(flags: u64) -> (u32, u32) {
     (flags as u32, (flags >> 32) as u32)
 }
 
-/// Answers the kernel's offer.
+/// Answers the kernel's offer; without `resend` as if it knew nothing of that.
 ///
 /// # Errors
 /// [`TooOld`].
 #[allow(clippy::cast_possible_truncation)] // constants that fit
-pub fn negotiate(offer: &InitIn, more: InitInExtension) -> Result<(Agreed, InitOut), TooOld> {
+pub fn negotiate(
+    offer: &InitIn,
+    more: InitInExtension,
+    resend: bool,
+) -> Result<(Agreed, InitOut), TooOld> {
     if offer.major != MAJOR || offer.minor < MINOR_MIN {
         return Err(TooOld(offer.major, offer.minor));
     }
@@ -54,7 +58,12 @@ pub fn negotiate(offer: &InitIn, more: InitInExtension) -> Result<(Agreed, InitO
     }
     let agreed = Agreed {
         minor: offer.minor.min(MINOR),
-        flags: offered & WANTED,
+        flags: offered
+            & if resend {
+                WANTED
+            } else {
+                WANTED & !init::HAS_RESEND
+            },
     };
     let (flags, flags2) = halves(agreed.flags);
     let answer = InitOut {
@@ -89,7 +98,7 @@ mod tests {
             flags2: u32::MAX,
             ..InitInExtension::default()
         };
-        let (agreed, answer) = negotiate(&offer, more).expect("new enough");
+        let (agreed, answer) = negotiate(&offer, more, true).expect("new enough");
         assert_eq!(agreed.flags, init::ASYNC_READ | init::MAX_PAGES);
         assert_eq!((answer.minor, answer.flags2), (34, 0));
     }
@@ -106,7 +115,7 @@ mod tests {
             flags2: u32::MAX,
             ..InitInExtension::default()
         };
-        let (agreed, answer) = negotiate(&offer, more).expect("new enough");
+        let (agreed, answer) = negotiate(&offer, more, true).expect("new enough");
         assert_eq!(answer.minor, MINOR);
         assert_ne!(agreed.flags & init::HAS_RESEND, 0);
         assert_eq!(agreed.flags & (1 << 1 | 1 << 10), 0);
@@ -120,7 +129,7 @@ mod tests {
             minor: 30,
             ..InitIn::default()
         };
-        let error = negotiate(&offer, InitInExtension::default()).expect_err("too old");
+        let error = negotiate(&offer, InitInExtension::default(), true).expect_err("too old");
         assert!(error.to_string().contains("7.30"));
     }
 }

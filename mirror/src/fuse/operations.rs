@@ -12,12 +12,14 @@ use zerocopy::IntoBytes;
 
 use super::abi::{
     Attr, AttrOut, Dirent, EntryOut, FOPEN_DIRECT_IO, FOPEN_PARALLEL_DIRECT_WRITES, FallocateIn,
-    InHeader, InterruptIn, LseekIn, LseekOut, OpenOut, ReadIn, SetattrIn, StatfsOut, WriteIn, op,
-    set,
+    InHeader, InterruptIn, LseekIn, LseekOut, OpenOut, ReadIn, SetattrIn, StatfsOut, UNIQUE_RESEND,
+    WRITE_PREFIX, WriteIn, op, set,
 };
-use super::request::{Malformed, arguments, name, split};
-use super::session::Session;
-use super::slot::Slot;
+use super::ledger::{FLUSH_OWED, Settled};
+use super::parked::opcode_and_size;
+use super::point;
+use super::request::{Malformed, arguments, begin, name};
+use super::session::{Place, Session};
 use super::tree::{DiskNode, Found, directory_attr};
 use crate::disk::{Answer, Errno};
 
@@ -27,6 +29,8 @@ const ATTR_VALID_SECONDS: u64 = 1;
 /// How long it may believe that a name is there (its end is notified).
 const ENTRY_VALID_SECONDS: u64 = 60;
 const BLOCK_BYTES: u64 = 4096;
+/// More than any request has that is neither READ nor WRITE and says something: SETATTR, or a name.
+const RARE_BYTES_MAX: usize = 1280;
 /// What offsets and lengths under `O_DIRECT` are multiples of, as on a raw file. QEMU tries: where
 /// any byte will do it takes 4096, and then refuses to write to a disk of 4096 × n + 512 bytes.
 const SECTOR_BYTES: u64 = 512;
@@ -46,32 +50,74 @@ impl From<Malformed> for Errno {
 }
 
 impl Session {
-    /// Serves the request of `len` bytes that stands in `slot`.
-    pub(super) fn serve(&self, slot: &mut Slot, len: usize) {
-        let Ok((header, _)) = split(slot.request(len)) else {
+    /// Serves the request of `len` bytes that stands in a slot.
+    pub(super) fn serve(&self, place: &mut Place, len: usize) {
+        let head = place.slot.marks().head();
+        let Ok((header, rest)) = begin(&head, len) else {
             self.alarm(format!(
                 "a FUSE request of {len} bytes makes no sense; it is left unanswered"
             ));
             return;
         };
-        let result = match header.opcode {
-            op::READ => self.read(&header, slot, len),
-            op::WRITE => self.write(&header, slot, len),
-            _ => self.rare(&header, &slot.request(len)[size_of::<InHeader>()..]),
+        let known = if header.unique & UNIQUE_RESEND == 0 {
+            None
+        } else {
+            self.known(&header)
+        };
+        let result = match (known, header.opcode) {
+            (Some(settled), _) => self.finish_settled(&header, place, settled),
+            (None, op::READ) => self.read(&header, rest, place),
+            (None, op::WRITE) => self.write(&header, rest, place, len),
+            (None, _) => {
+                let mut whole = [0; RARE_BYTES_MAX];
+                let request = place.slot.request(len, &mut whole);
+                let rest = &request[size_of::<InHeader>().min(request.len())..];
+                self.rare(&header, rest, place)
+            }
         };
         if let Err(errno) = result {
+            place.slot.marks().settle(header.unique, -i64::from(errno));
             self.channel.error(header.unique, errno);
         }
     }
 
-    fn rare(&self, header: &InHeader, rest: &[u8]) -> Result<(), Errno> {
+    /// Answers a request that was executed before, or all but its flush.
+    pub(super) fn finish_settled(
+        &self,
+        header: &InHeader,
+        place: &Place,
+        settled: Settled,
+    ) -> Result<(), Errno> {
+        let marks = place.slot.marks();
+        let size = opcode_and_size(&marks.head()).1;
+        match (header.opcode, settled) {
+            (_, FLUSH_OWED) => {
+                let node = self.disk_or_eio(header)?;
+                marks.settle(header.unique, FLUSH_OWED);
+                match node.disk.flush(&place.door, header.unique) {
+                    Answer::Done => self.channel.written(header.unique, size),
+                    Answer::Failed(errno) => return Err(errno),
+                    Answer::Parked => self.parked(&node.disk, header.unique),
+                }
+            }
+            (_, error) if error < 0 => {
+                return Err(i32::try_from(-error).unwrap_or(libc::EIO));
+            }
+            (op::WRITE, _) => self.channel.written(header.unique, size),
+            (op::SETATTR, _) => return self.getattr(header),
+            _ => self.channel.done(header.unique),
+        }
+        Ok(())
+    }
+
+    fn rare(&self, header: &InHeader, rest: &[u8], place: &Place) -> Result<(), Errno> {
         match header.opcode {
             op::LOOKUP => self.lookup(header, rest),
             op::GETATTR => self.getattr(header),
-            op::SETATTR => self.setattr(header, rest),
+            op::SETATTR => self.setattr(header, rest, place),
             op::OPEN => self.open_file(header),
-            op::FSYNC => self.fsync(header),
-            op::FALLOCATE => self.fallocate(header, rest),
+            op::FSYNC => self.fsync(header, place),
+            op::FALLOCATE => self.fallocate(header, rest, place),
             op::LSEEK => self.lseek(header, rest),
             op::STATFS => {
                 self.statfs(header);
@@ -124,8 +170,7 @@ impl Session {
         self.disk(header.nodeid).ok_or(libc::EIO)
     }
 
-    fn read(&self, header: &InHeader, slot: &mut Slot, len: usize) -> Result<(), Errno> {
-        let (_, rest) = split(slot.request(len))?;
+    fn read(&self, header: &InHeader, rest: &[u8], place: &mut Place) -> Result<(), Errno> {
         let (wanted, _) = arguments::<ReadIn>(rest)?;
         check_alignment(wanted.flags, wanted.offset, wanted.size)?;
         let node = self.disk_or_eio(header)?;
@@ -133,25 +178,31 @@ impl Session {
         let len = usize::try_from(left)
             .unwrap_or(usize::MAX)
             .min(wanted.size as usize);
-        let buf = slot.data_mut().get_mut(..len).ok_or(libc::EINVAL)?;
+        let buf = place.slot.data_mut().get_mut(..len).ok_or(libc::EINVAL)?;
         if len == 0 {
             self.channel.done(header.unique);
             return Ok(());
         }
-        match node
-            .disk
-            .read(&self.plain, header.unique, wanted.offset, buf)
-        {
-            Answer::Done => self.channel.whole(slot.answer(header.unique, len)),
+        let door = &place.door;
+        match node.disk.read(door, header.unique, wanted.offset, buf) {
+            Answer::Done => self.channel.data(&mut place.slot, header.unique, len),
             Answer::Failed(errno) => return Err(errno),
             Answer::Parked => self.parked(&node.disk, header.unique),
         }
         Ok(())
     }
 
-    fn write(&self, header: &InHeader, slot: &mut Slot, len: usize) -> Result<(), Errno> {
-        let (_, rest) = split(slot.request(len))?;
-        let (wanted, data) = arguments::<WriteIn>(rest)?;
+    fn write(
+        &self,
+        header: &InHeader,
+        rest: &[u8],
+        place: &Place,
+        len: usize,
+    ) -> Result<(), Errno> {
+        let (wanted, _) = arguments::<WriteIn>(rest)?;
+        // What was received of it, and no more than it says.
+        let received = len - WRITE_PREFIX;
+        let data = place.slot.data().get(..received).ok_or(libc::EINVAL)?;
         let data = data.get(..wanted.size as usize).ok_or(libc::EINVAL)?;
         check_alignment(wanted.flags, wanted.offset, wanted.size)?;
         let node = self.disk_or_eio(header)?;
@@ -169,28 +220,28 @@ impl Session {
         // O_SYNC contains O_DSYNC's bit. No FSYNC follows such a write.
         let durable = wanted.flags & libc::O_DSYNC != 0;
         node.touch();
-        let door = &self.writes_door;
-        match node
-            .disk
-            .write(door, header.unique, wanted.offset, data, durable)
-        {
-            Answer::Done => self.channel.written(header.unique, wanted.size),
-            Answer::Failed(errno) => return Err(errno),
-            Answer::Parked => {
-                self.writes.parked(header.unique, wanted.size);
-                self.parked(&node.disk, header.unique);
+        let (door, unique) = (&place.door, header.unique);
+        match node.disk.write(door, unique, wanted.offset, data, durable) {
+            Answer::Done => {
+                point::reached("write-unsettled");
+                place.slot.marks().settle(unique, wanted.size.into());
+                point::reached("write-executed");
+                self.channel.written(unique, wanted.size);
+                point::reached("write-answered");
             }
+            Answer::Failed(errno) => return Err(errno),
+            Answer::Parked => self.parked(&node.disk, unique),
         }
         Ok(())
     }
 
-    fn fsync(&self, header: &InHeader) -> Result<(), Errno> {
+    fn fsync(&self, header: &InHeader, place: &Place) -> Result<(), Errno> {
         let node = self.disk_or_eio(header)?;
-        let answer = node.disk.flush(&self.plain, header.unique);
+        let answer = node.disk.flush(&place.door, header.unique);
         self.finish(header, &node, &answer)
     }
 
-    fn fallocate(&self, header: &InHeader, rest: &[u8]) -> Result<(), Errno> {
+    fn fallocate(&self, header: &InHeader, rest: &[u8], place: &Place) -> Result<(), Errno> {
         const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
         const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
@@ -213,7 +264,7 @@ impl Session {
             self.channel.done(header.unique);
             return Ok(());
         }
-        let (door, offset, len) = (&self.plain, wanted.offset, end - wanted.offset);
+        let (door, offset, len) = (&place.door, wanted.offset, end - wanted.offset);
         node.touch();
         let whole = offset % BLOCK_BYTES == 0 && len % BLOCK_BYTES == 0;
         let answer = if mode == PUNCH && whole {
@@ -221,6 +272,9 @@ impl Session {
         } else {
             node.disk.write_zeroes(door, header.unique, offset, len)
         };
+        if answer == Answer::Done {
+            place.slot.marks().settle(header.unique, 0);
+        }
         self.finish(header, &node, &answer)
     }
 
@@ -299,7 +353,7 @@ impl Session {
         self.channel.message(header.unique, &answer);
     }
 
-    fn setattr(&self, header: &InHeader, rest: &[u8]) -> Result<(), Errno> {
+    fn setattr(&self, header: &InHeader, rest: &[u8], place: &Place) -> Result<(), Errno> {
         let (wanted, _) = arguments::<SetattrIn>(rest)?;
         let Found::Disk(node) = self.find(header)? else {
             return Err(libc::EPERM);
@@ -311,6 +365,7 @@ impl Session {
         if node.change(&wanted) {
             self.owner_changed(&node);
         }
+        place.slot.marks().settle(header.unique, 0);
         self.attributes(header, node.attr());
         Ok(())
     }

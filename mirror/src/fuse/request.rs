@@ -31,6 +31,20 @@ pub fn split(bytes: &[u8]) -> Result<(InHeader, &[u8]), Malformed> {
     }
 }
 
+/// The header of a request of `len` bytes, and its first arguments, of which `head` holds what fits.
+///
+/// # Errors
+/// [`Malformed::Header`].
+pub fn begin(head: &[u8], len: usize) -> Result<(InHeader, &[u8]), Malformed> {
+    let head = &head[..len.min(head.len())];
+    let (header, rest) = InHeader::read_from_prefix(head).map_err(|_| Malformed::Header)?;
+    if header.len as usize == len {
+        Ok((header, rest))
+    } else {
+        Err(Malformed::Header)
+    }
+}
+
 /// The arguments at the start of `rest`, and what follows them.
 ///
 /// # Errors

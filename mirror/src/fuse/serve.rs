@@ -6,34 +6,66 @@
 //! `Options::threads` workers, each with a slot of its own, all reading the one descriptor (cloned
 //! descriptors die with their process and would take their requests along). A stop ends their
 //! read(2) by a signal: the data path pays nothing for it.
+//!
+//! # Lives
+//!
+//! Mounted or resumed, served, then one of: *unmounted* (the connection ends), *handed over* (mount
+//! and descriptors stay, for a successor), dropped (as by a death: a successor may resume it as long
+//! as somebody holds the descriptors).
 
-use std::io::{self, Read};
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Barrier, Condvar, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::mount;
-use super::session::Session;
-use super::slot::Slot;
+use super::memory::{Identity, Memory, Shape, slots};
+use super::session::{Place, Session, handshake};
 use super::tree::Owner;
+use super::{mount, point};
+use crate::boot;
 use crate::disk::Disk;
 use crate::event::Events;
 use crate::sys::fuse::{Waker, become_io_flusher};
+use crate::sys::shared::check_fuse;
+
+/// How long a successor waits for the last thread of its predecessor.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How to serve.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Requests that are executed at the same time.
     pub threads: usize,
+    /// The digest of the session's id: only who knows it resumes the session.
+    pub session: [u8; 32],
+    /// Let the kernel resend what a dead agent did not answer, if it can.
+    pub resend: bool,
 }
 
-/// A mounted, served session. Dropped, it is stopped and unmounted.
+impl Options {
+    fn identity(&self) -> io::Result<Identity> {
+        let boot = boot::id().map_err(io::Error::other)?;
+        Ok(Identity {
+            boot,
+            session: self.session,
+        })
+    }
+}
+
+/// A mounted session. Dropped, it is stopped; the mount lives as long as its descriptors.
 pub struct Fuse {
     at: PathBuf,
     session: Arc<Session>,
     running: Arc<Running>,
+    /// Until they are served.
+    places: Mutex<Option<Vec<Place>>>,
+    threads: usize,
+    /// A predecessor served it.
+    resumed: bool,
+    handed_over: AtomicBool,
     workers: Mutex<Vec<(Waker, JoinHandle<()>)>>,
 }
 
@@ -48,38 +80,110 @@ impl Fuse {
     /// Mounts at `at` and serves.
     ///
     /// # Errors
-    /// See [`mount::mount`]; the kernel is older than 5.4; no thread could be started.
+    /// See [`mount::mount`]; the kernel is older than 5.4; there is no memory for the session; no
+    /// thread could be started.
     pub fn mount(at: &Path, options: &Options, events: Arc<Events>) -> io::Result<Self> {
+        point::arm();
+        let identity = options.identity()?;
+        let threads = options.threads.max(1);
+        // Larger than it may turn out to be needed: INIT comes later.
+        let shape = Shape::of(threads, options.resend && mount::kernel_resends());
+        let (memory, memories) = Memory::create(shape)?;
         let device = mount::mount(at)?;
-        let opened = Session::open(device, events);
-        let session = match opened {
-            Ok(session) => Arc::new(session),
+        let mut slots = slots(memories);
+        let believe = |agreed| memory.believe(shape, &identity, agreed);
+        let agreed = match handshake(&device, &mut slots[0], options.resend, believe) {
+            Ok(agreed) => agreed,
             Err(error) => {
                 let _ = mount::unmount(at);
                 return Err(error);
             }
         };
-        let fuse = Self {
-            at: at.to_owned(),
-            session,
-            running: Arc::default(),
-            workers: Mutex::default(),
-        };
-        fuse.start(options.threads.max(1))?;
+        let session = Session::new(device, agreed, memory, events);
+        let places = slots.into_iter().map(|slot| session.place(slot)).collect();
+        let fuse = Self::of(at, session, places, threads, false);
+        fuse.serve().inspect_err(|_| {
+            let _ = fuse.unmount();
+        })?;
         Ok(fuse)
     }
 
-    fn start(&self, threads: usize) -> io::Result<()> {
+    /// Takes over a predecessor's session, mounted at `at`; nothing is served before
+    /// [`Fuse::serve`].
+    ///
+    /// # Errors
+    /// See [`Memory::open`]; ENOTCONN: the connection has ended; ENODEV: that is no `/dev/fuse`.
+    pub fn resume(
+        at: &Path,
+        device: &File,
+        memory: &File,
+        options: &Options,
+        events: Arc<Events>,
+    ) -> io::Result<Self> {
+        point::arm();
+        check_fuse(device)?;
+        let opened = Memory::open(memory, &options.identity()?, PATIENCE, &events);
+        let (memory, memories, agreed) = opened?;
+        let session = Session::new(device.try_clone()?, agreed, memory, events);
+        let places: Vec<_> = slots(memories)
+            .into_iter()
+            .map(|slot| session.place(slot))
+            .collect();
+        let threads = options.threads.clamp(1, places.len());
+        Ok(Self::of(at, session, places, threads, true))
+    }
+
+    fn of(at: &Path, session: Session, places: Vec<Place>, threads: usize, resumed: bool) -> Self {
+        Self {
+            at: at.to_owned(),
+            session: Arc::new(session),
+            running: Arc::default(),
+            places: Mutex::new(Some(places)),
+            threads,
+            resumed,
+            handed_over: AtomicBool::new(false),
+            workers: Mutex::default(),
+        }
+    }
+
+    /// Finishes what a predecessor left, then serves; nothing if it is served.
+    ///
+    /// # Errors
+    /// No thread could be started; the kernel refuses to resend.
+    pub fn serve(&self) -> io::Result<()> {
+        let mut waiting = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(places) = waiting.take() else {
+            return Ok(());
+        };
+        drop(waiting);
+        let finishes = self.resumed && !self.session.agreed.resends();
+        if self.resumed && !finishes {
+            self.session.note_all(&places);
+            self.session.channel.resend()?;
+        }
+        let mut dealt: Vec<Vec<Place>> = (0..self.threads).map(|_| Vec::new()).collect();
+        for (number, place) in places.into_iter().enumerate() {
+            dealt[number % self.threads].push(place);
+        }
+        let barrier = finishes.then(|| Arc::new(Barrier::new(self.threads)));
+        let mut inherited = finishes.then(|| self.session.parked.standing());
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        for number in 0..threads {
+        for (number, places) in dealt.into_iter().enumerate() {
             let (session, running) = (self.session.clone(), self.running.clone());
+            let barrier = barrier.clone();
+            let inherited = inherited.take();
             let (send, receive) = mpsc::channel();
             *running.count() += 1;
             let worker = thread::Builder::new()
                 .name(format!("fuse-{number}"))
                 .spawn(move || {
                     let _ = send.send(Waker::current());
-                    work(&session, &running);
+                    become_io_flusher();
+                    let mut places = places;
+                    if let Some(barrier) = barrier {
+                        finish(&session, &mut places, &barrier, inherited.as_deref());
+                    }
+                    work(&session, &running, &mut places[0]);
                     *running.count() -= 1;
                     running.ended.notify_all();
                 });
@@ -88,6 +192,38 @@ impl Fuse {
             workers.push((waker, worker));
         }
         Ok(())
+    }
+
+    /// The descriptors by which a successor resumes: `/dev/fuse` and the session's memory.
+    #[must_use]
+    pub fn descriptors(&self) -> (&File, &File) {
+        (self.session.channel.device(), self.session.memory.file())
+    }
+
+    /// Whether a predecessor served this disk and nobody has added it yet: its live map, if it is
+    /// not clean, is all that tells what the guest was told.
+    #[must_use]
+    pub fn is_orphan(&self, instance: &str, name: &str) -> bool {
+        self.session.disks().is_orphan(instance, name)
+    }
+
+    /// Takes no more requests, for good: mount and descriptors are a successor's.
+    pub fn begin_hand_over(&self) {
+        self.handed_over.store(true, Ordering::SeqCst);
+        self.stop();
+    }
+
+    /// Completes nothing any more: what is parked by now is the successor's.
+    pub fn leave_parked(&self) {
+        self.session.parked.close();
+    }
+
+    /// Lets the successor begin, though this process lives on; last of all.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn release(&self) -> io::Result<()> {
+        self.session.memory.release()
     }
 
     /// Where it is mounted.
@@ -111,7 +247,8 @@ impl Fuse {
     /// Exposes a disk as `<mount>/<instance>/<name>`.
     ///
     /// # Errors
-    /// EEXIST if that is taken, EINVAL for a name that no file can have.
+    /// EEXIST if that is taken, EINVAL for a name that no file can have, ENOSPC: the session's memory
+    /// has no room for another disk.
     pub fn add(
         &self,
         instance: &str,
@@ -126,15 +263,17 @@ impl Fuse {
             }
         }
         let added = self.session.disks_mut().add(instance, name, disk, owner);
-        added
-            .map(|_| ())
-            .ok_or_else(|| io::Error::from_raw_os_error(libc::EEXIST))
+        added.map(|_| ()).map_err(io::Error::from_raw_os_error)
     }
 
     /// Hides a disk and waits until no worker is in it; what is parked there is the disk's to end.
     /// `None` if there is none of that name.
     pub fn remove(&self, instance: &str, name: &str) -> Option<Arc<dyn Disk>> {
-        let removed = self.session.disks_mut().remove(instance, name)?;
+        let removed = {
+            let mut disks = self.session.disks_mut();
+            disks.forget_orphan(instance, name);
+            disks.remove(instance, name)?
+        };
         let parent = removed.parent;
         let node = Arc::downgrade(&removed.node);
         let disk = removed.node.disk.clone();
@@ -220,12 +359,16 @@ impl Fuse {
         }
     }
 
-    /// Stops, takes the mount away and ends its connection.
+    /// Stops, takes the mount away and ends its connection; nothing after
+    /// [`Fuse::begin_hand_over`].
     ///
     /// # Errors
     /// The mount could not be taken away.
     pub fn unmount(&self) -> io::Result<()> {
         self.stop();
+        if self.handed_over.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         mount::abort(&self.at);
         mount::unmount(&self.at)
     }
@@ -233,7 +376,7 @@ impl Fuse {
 
 impl Drop for Fuse {
     fn drop(&mut self) {
-        let _ = self.unmount();
+        self.stop();
     }
 }
 
@@ -243,13 +386,26 @@ impl Running {
     }
 }
 
-fn work(session: &Session, running: &Running) {
-    become_io_flusher();
-    let mut slot = Slot::default();
-    let mut device = session.channel.device();
+/// Finishes what stands in a worker's slots, and, once all have, what is parked. New requests wait
+/// for the slots: one that overlaps must not be overtaken by an older one.
+fn finish(session: &Session, places: &mut [Place], barrier: &Barrier, inherited: Option<&[usize]>) {
+    for place in places.iter_mut() {
+        session.finish_slot(place);
+    }
+    barrier.wait();
+    if let Some(inherited) = inherited {
+        session.finish_parked(&mut places[0], inherited);
+    }
+}
+
+fn work(session: &Session, running: &Running, place: &mut Place) {
+    let device = session.channel.device();
     while !running.stopping.load(Ordering::SeqCst) {
-        match device.read(slot.request_mut()) {
-            Ok(len) => session.serve(&mut slot, len),
+        match place.slot.receive(device) {
+            Ok(len) => {
+                point::reached("received");
+                session.serve(place, len);
+            }
             Err(error) => match error.raw_os_error() {
                 // Woken; or the request was taken back before it was read.
                 Some(libc::EINTR | libc::ENOENT | libc::EAGAIN) => {}

@@ -1,64 +1,83 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The state of one FUSE session: all that a successor would have to know.
 
-use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use zerocopy::FromBytes;
 
 use super::abi::{InitIn, InitInExtension, op};
-use super::channel::{Channel, ParkedWrites, PlainDoor};
+use super::channel::Channel;
+use super::ledger::Ledger;
+use super::memory::Memory;
 use super::negotiate::{Agreed, negotiate};
+use super::nodes::Nodes;
+use super::parked::{Parked, SlotDoor};
 use super::request::{arguments, split};
 use super::slot::Slot;
 use super::tree::{DiskNode, Disks, Owner};
 use crate::disk::{Disk, Door, Ticket};
 use crate::event::{Event, Events};
 
-/// Interrupts that are remembered: an INTERRUPT may be served before its request has parked, by
-/// microseconds, and no more requests can be that far than there are workers.
-const INTERRUPTS_MAX: usize = 1024;
-
 /// One session.
 pub struct Session {
     pub(super) channel: Arc<Channel>,
     /// INIT's result.
     pub(super) agreed: Agreed,
+    pub(super) memory: Memory,
+    pub(super) ledger: Ledger,
+    pub(super) parked: Arc<Parked>,
     disks: RwLock<Disks>,
-    pub(super) plain: Arc<dyn Door>,
-    pub(super) writes: Arc<ParkedWrites>,
-    /// The same, as the disk takes it.
-    pub(super) writes_door: Arc<dyn Door>,
-    interrupted: Mutex<VecDeque<Ticket>>,
     events: Arc<Events>,
 }
 
-impl Session {
-    /// Opens a session on a fresh descriptor by answering the kernel's INIT.
-    ///
-    /// # Errors
-    /// The kernel is too old, or the mount went away meanwhile.
-    pub fn open(device: File, events: Arc<Events>) -> io::Result<Self> {
-        let channel = Channel::new(device);
-        let agreed = handshake(&channel)?;
-        Ok(Self::resumed(channel, agreed, events))
-    }
+/// Where a worker serves one request at a time.
+pub struct Place {
+    /// The request's memory.
+    pub slot: Slot,
+    /// The door that knows it.
+    pub door: Arc<dyn Door>,
+    /// The request that parked last.
+    parked: Arc<AtomicU64>,
+}
 
-    /// The session on `channel`, on whose INIT `agreed` was agreed before.
-    pub(super) fn resumed(channel: Channel, agreed: Agreed, events: Arc<Events>) -> Self {
-        let channel = Arc::new(channel);
-        let writes = Arc::new(ParkedWrites::new(channel.clone()));
+impl Place {
+    /// The request that parked last here.
+    pub fn parked_last(&self) -> Ticket {
+        self.parked.load(Ordering::Relaxed)
+    }
+}
+
+impl Session {
+    /// The session on `channel`, on whose INIT `agreed` was agreed, with all that stands in `memory`.
+    pub fn new(device: File, agreed: Agreed, memory: Memory, events: Arc<Events>) -> Self {
+        let channel = Arc::new(Channel::new(device));
+        let parked = Parked::of(&memory, agreed.resends(), channel.clone(), events.clone());
         Self {
-            plain: Arc::new(PlainDoor(channel.clone())),
-            writes_door: writes.clone(),
-            writes,
             channel,
             agreed,
-            disks: RwLock::default(),
-            interrupted: Mutex::default(),
+            ledger: Ledger::of(&memory),
+            parked: Arc::new(parked),
+            disks: RwLock::new(Disks::new(Arc::new(Nodes::of(&memory)))),
+            memory,
             events,
+        }
+    }
+
+    /// A place for a worker.
+    pub fn place(&self, slot: Slot) -> Place {
+        let parked = Arc::new(AtomicU64::new(0));
+        let door = SlotDoor {
+            marks: slot.marks().clone(),
+            parked: self.parked.clone(),
+            last: parked.clone(),
+        };
+        Place {
+            slot,
+            door: Arc::new(door),
+            parked,
         }
     }
 
@@ -77,12 +96,7 @@ impl Session {
 
     /// Ends a parked request early. Whose it is the kernel does not say, so every disk is asked.
     pub(super) fn interrupt(&self, ticket: Ticket) {
-        let mut interrupted = self.interrupted();
-        if interrupted.len() == INTERRUPTS_MAX {
-            interrupted.pop_front();
-        }
-        interrupted.push_back(ticket);
-        drop(interrupted);
+        self.ledger.interrupt(ticket);
         let disks: Vec<_> = self.disks().all().cloned().collect();
         for node in disks {
             node.disk.interrupt(ticket);
@@ -91,16 +105,9 @@ impl Session {
 
     /// To be called for each request that parked: its INTERRUPT may have overtaken it.
     pub(super) fn parked(&self, disk: &Arc<dyn Disk>, ticket: Ticket) {
-        let overtaken = self.interrupted().contains(&ticket);
-        if overtaken {
+        if self.ledger.is_interrupted(ticket) {
             disk.interrupt(ticket);
         }
-    }
-
-    fn interrupted(&self) -> std::sync::MutexGuard<'_, VecDeque<Ticket>> {
-        self.interrupted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A disk's owner or mode was changed through the mount: the host is to note it.
@@ -116,6 +123,11 @@ impl Session {
         );
     }
 
+    /// Tells the host.
+    pub(super) fn tell(&self, event: Event) {
+        self.events.push(event);
+    }
+
     /// Tells the operator.
     pub(super) fn alarm(&self, message: impl Into<String>) {
         self.events
@@ -123,12 +135,23 @@ impl Session {
     }
 }
 
-fn handshake(channel: &Channel) -> io::Result<Agreed> {
+/// Answers the kernel's INIT; `keep` notes what was agreed before that is answered.
+///
+/// # Errors
+/// The kernel is too old, or the mount went away meanwhile.
+pub fn handshake(
+    device: &File,
+    slot: &mut Slot,
+    resend: bool,
+    keep: impl FnOnce(Agreed),
+) -> io::Result<Agreed> {
     let refused = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-    let mut slot = Slot::default();
-    let len = channel.device().read(slot.request_mut())?;
-    let (header, rest) =
-        split(slot.request(len)).map_err(|_| refused("a FUSE request is cut off"))?;
+    let channel = Channel::new(device.try_clone()?);
+    let len = slot.receive(device)?;
+    let mut whole = [0; 256];
+    let request = slot.request(len, &mut whole);
+    let (header, rest) = split(request).map_err(|_| refused("a FUSE request is cut off"))?;
+    slot.clear();
     if header.opcode != op::INIT {
         return Err(refused("the first FUSE request is not INIT"));
     }
@@ -136,8 +159,9 @@ fn handshake(channel: &Channel) -> io::Result<Agreed> {
     let more = InitInExtension::read_from_prefix(rest)
         .map(|(more, _)| more)
         .unwrap_or_default();
-    match negotiate(&offer, more) {
+    match negotiate(&offer, more, resend) {
         Ok((agreed, answer)) => {
+            keep(agreed);
             channel.message(header.unique, &answer);
             Ok(agreed)
         }

@@ -65,7 +65,10 @@ impl Parking {
         door.complete(ticket, result);
     }
 
-    fn park(&self, door: &Arc<dyn Door>, ticket: Ticket) -> Answer {
+    fn park(&self, door: &Arc<dyn Door>, ticket: Ticket, data: &[u8]) -> Answer {
+        if !door.parking(ticket, data) {
+            return Answer::Failed(libc::EIO);
+        }
         *self.parked.lock().expect("no panics") = Some((door.clone(), ticket));
         Answer::Parked
     }
@@ -81,23 +84,23 @@ impl Disk for Parking {
     }
 
     fn read(&self, door: &Arc<dyn Door>, ticket: Ticket, _: u64, _: &mut [u8]) -> Answer {
-        self.park(door, ticket)
+        self.park(door, ticket, &[])
     }
 
-    fn write(&self, door: &Arc<dyn Door>, ticket: Ticket, _: u64, _: &[u8], _: bool) -> Answer {
-        self.park(door, ticket)
+    fn write(&self, door: &Arc<dyn Door>, ticket: Ticket, _: u64, data: &[u8], _: bool) -> Answer {
+        self.park(door, ticket, data)
     }
 
     fn flush(&self, door: &Arc<dyn Door>, ticket: Ticket) -> Answer {
-        self.park(door, ticket)
+        self.park(door, ticket, &[])
     }
 
     fn discard(&self, door: &Arc<dyn Door>, ticket: Ticket, _: u64, _: u64) -> Answer {
-        self.park(door, ticket)
+        self.park(door, ticket, &[])
     }
 
     fn write_zeroes(&self, door: &Arc<dyn Door>, ticket: Ticket, _: u64, _: u64) -> Answer {
-        self.park(door, ticket)
+        self.park(door, ticket, &[])
     }
 
     fn seek(&self, _: u64, _: bool) -> Option<u64> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Requests as the kernel would send them, answers as it would read them; no mount.
 
-use std::io::{Read, Seek};
+use std::io::{Read, Seek, Write};
 use std::sync::Arc;
 
 use zerocopy::{FromBytes, IntoBytes};
@@ -10,10 +10,11 @@ use super::abi::{
     AttrOut, FallocateIn, InHeader, InterruptIn, OutHeader, ROOT, ReadIn, SetattrIn, WriteIn,
     WriteOut, op, set,
 };
-use super::channel::Channel;
+use super::memory::tests::SMALL;
+use super::memory::{Memory, slots};
 use super::negotiate::Agreed;
-use super::session::Session;
-use super::slot::{DATA_BYTES_MAX, Slot};
+use super::session::{Place, Session};
+use super::slot::DATA_BYTES_MAX;
 use super::testing::{Parking, Zeros};
 use super::tree::Owner;
 use crate::disk::Disk;
@@ -27,18 +28,20 @@ const OWNER: Owner = Owner {
 
 struct Kernel {
     session: Session,
-    slot: Slot,
+    place: Place,
     node: u64,
 }
 
 impl Kernel {
     fn with(disk: Arc<dyn Disk>) -> Self {
-        let channel = Channel::new(tempfile::tempfile().expect("a temporary file"));
+        let device = tempfile::tempfile().expect("a temporary file");
         let agreed = Agreed {
             minor: 41,
             flags: 0,
         };
-        let session = Session::resumed(channel, agreed, Arc::new(Events::default()));
+        let (memory, memories) = Memory::create(SMALL).expect("room");
+        let session = Session::new(device, agreed, memory, Arc::new(Events::default()));
+        let place = session.place(slots(memories).remove(0));
         let node = session
             .disks_mut()
             .add("i", "disk", disk, OWNER)
@@ -46,7 +49,7 @@ impl Kernel {
             .id;
         Self {
             session,
-            slot: Slot::default(),
+            place,
             node,
         }
     }
@@ -71,11 +74,17 @@ impl Kernel {
     }
 
     fn send(&mut self, bytes: &[u8]) -> (Vec<i32>, Vec<u8>) {
-        self.slot.request_mut()[..bytes.len()].copy_from_slice(bytes);
         let mut device = self.session.channel.device();
-        device.set_len(0).expect("a file");
-        device.rewind().expect("a file");
-        self.session.serve(&mut self.slot, bytes.len());
+        for part in [bytes, b""] {
+            device.rewind().expect("a file");
+            device.set_len(0).expect("a file");
+            device.write_all(part).expect("room");
+            device.rewind().expect("a file");
+            if !part.is_empty() {
+                self.place.slot.receive(device).expect("whole");
+            }
+        }
+        self.session.serve(&mut self.place, bytes.len());
         self.answers()
     }
 

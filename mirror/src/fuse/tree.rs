@@ -18,7 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::abi::{Attr, ROOT, SetattrIn, set};
-use crate::disk::Disk;
+use super::nodes::{Known, Nodes};
+use crate::disk::{Disk, Errno};
 
 /// Smaller ids are the root's and READDIR's positions of `.` and `..`.
 const FIRST_ID: u64 = 16;
@@ -65,6 +66,8 @@ pub struct DiskNode {
     /// What is behind it.
     pub disk: Arc<dyn Disk>,
     attributes: Mutex<Attributes>,
+    nodes: Arc<Nodes>,
+    record: usize,
     /// Written since its times were last asked for: a write must not read the clock.
     written: AtomicBool,
     /// Files of it that were opened in this process and not closed.
@@ -92,6 +95,7 @@ impl DiskNode {
         attributes.owner = owner;
         if changed {
             attributes.changed = now();
+            self.nodes.set_owner(self.record, owner);
         }
         changed
     }
@@ -125,7 +129,11 @@ impl DiskNode {
             self.written.store(false, Ordering::Relaxed);
         }
         attributes.changed = now;
-        attributes.owner != before
+        let changed = attributes.owner != before;
+        if changed {
+            self.nodes.set_owner(self.record, attributes.owner);
+        }
+        changed
     }
 
     /// What stat(2) shows. Waits for nothing.
@@ -143,9 +151,11 @@ impl DiskNode {
             changed,
         } = *attributes;
         drop(attributes);
+        let size = self.disk.size_bytes();
+        self.nodes.set_size(self.record, size);
         Attr {
             ino: self.id,
-            size: self.disk.size_bytes(),
+            size,
             blocks: self.disk.local_bytes().div_ceil(512),
             atime: accessed.0,
             mtime: modified.0,
@@ -218,70 +228,116 @@ pub struct Removed {
 
 /// Every node of a session.
 pub struct Disks {
-    next_id: u64,
+    kept: Arc<Nodes>,
     directories: BTreeMap<String, Directory>,
     nodes: HashMap<u64, Arc<DiskNode>>,
     names: HashMap<u64, String>,
+    /// What a predecessor served and nobody has added yet.
+    orphans: HashMap<(String, String), Known>,
 }
 
-impl Default for Disks {
-    fn default() -> Self {
+impl Disks {
+    /// Those that a session memory keeps, none of them with a disk behind it yet.
+    #[must_use]
+    pub fn new(kept: Arc<Nodes>) -> Self {
+        let orphans = kept.all().into_iter();
+        let orphans = orphans.map(|known| ((known.instance.clone(), known.name.clone()), known));
         Self {
-            next_id: FIRST_ID,
+            orphans: orphans.collect(),
+            kept,
             directories: BTreeMap::new(),
             nodes: HashMap::new(),
             names: HashMap::new(),
         }
     }
-}
 
-impl Disks {
-    fn new_id(&mut self) -> u64 {
-        let id = self.next_id;
-        self.next_id += 1;
-        id
+    /// The id of an instance's directory, if it ever had one that may still be known.
+    fn directory_id(&self, instance: &str) -> Option<u64> {
+        let orphans = || {
+            self.orphans
+                .values()
+                .find(|known| known.instance == instance)
+        };
+        let found = self.directories.get(instance);
+        found
+            .map(|found| found.id)
+            .or_else(|| orphans().map(|known| known.directory))
     }
 
-    /// Adds a disk's file; `None` if the name is taken.
+    /// Adds a disk's file. One that a predecessor served keeps its id and its owner.
+    ///
+    /// # Errors
+    /// EEXIST: the name is taken; ENOSPC: the session's memory has no room for another disk.
     pub fn add(
         &mut self,
         instance: &str,
         name: &str,
         disk: Arc<dyn Disk>,
         owner: Owner,
-    ) -> Option<Arc<DiskNode>> {
-        if let Some(directory) = self.directories.get(instance) {
-            if directory.disks.contains_key(name) {
-                return None;
-            }
-        } else {
-            let id = self.new_id();
-            let directory = Directory {
-                id,
-                disks: BTreeMap::new(),
-            };
-            self.directories.insert(instance.to_owned(), directory);
-            self.names.insert(id, instance.to_owned());
+    ) -> Result<Arc<DiskNode>, Errno> {
+        let taken = |directory: &Directory| directory.disks.contains_key(name);
+        if self.directories.get(instance).is_some_and(taken) {
+            return Err(libc::EEXIST);
         }
+        let (instance, name) = (instance.to_owned(), name.to_owned());
+        let found = self.orphans.get(&(instance.clone(), name.clone()));
+        let known = if let Some(known) = found {
+            known.clone()
+        } else {
+            let directory = self.directory_id(&instance);
+            let mut known = Known {
+                record: 0,
+                directory: directory.unwrap_or_else(|| self.kept.next_id(FIRST_ID)),
+                id: self.kept.next_id(FIRST_ID),
+                instance: instance.clone(),
+                name: name.clone(),
+                size_bytes: disk.size_bytes(),
+                owner,
+            };
+            known.record = self.kept.keep(&known).ok_or(libc::ENOSPC)?;
+            known
+        };
+        self.orphans.remove(&(instance.clone(), name.clone()));
         let now = now();
         let node = Arc::new(DiskNode {
-            id: self.new_id(),
-            instance: instance.to_owned(),
-            name: name.to_owned(),
+            id: known.id,
+            instance: instance.clone(),
+            name: name.clone(),
             disk,
             attributes: Mutex::new(Attributes {
-                owner,
+                owner: known.owner,
                 accessed: now,
                 modified: now,
                 changed: now,
             }),
+            nodes: self.kept.clone(),
+            record: known.record,
             written: AtomicBool::new(false),
             opens: AtomicI64::new(0),
         });
         self.nodes.insert(node.id, node.clone());
-        let directory = self.directories.get_mut(instance)?;
-        directory.disks.insert(name.to_owned(), node.clone());
-        Some(node)
+        self.names.insert(known.directory, instance.clone());
+        let directory = self.directories.entry(instance).or_insert(Directory {
+            id: known.directory,
+            disks: BTreeMap::new(),
+        });
+        directory.disks.insert(name, node.clone());
+        Ok(node)
+    }
+
+    /// Whether a predecessor served a disk that nobody has added yet.
+    #[must_use]
+    pub fn is_orphan(&self, instance: &str, name: &str) -> bool {
+        let name = (instance.to_owned(), name.to_owned());
+        self.orphans.contains_key(&name)
+    }
+
+    /// Forgets a disk that a predecessor served and nobody has added.
+    pub fn forget_orphan(&mut self, instance: &str, name: &str) {
+        let name = (instance.to_owned(), name.to_owned());
+        if let Some(known) = self.orphans.remove(&name) {
+            self.kept.forget(known.record);
+        }
     }
 
     /// Takes a disk's file away, and its directory if nothing else is in it.
@@ -291,6 +347,7 @@ impl Disks {
         let node = directory.disks.remove(name)?;
         let parent_gone = directory.disks.is_empty();
         self.nodes.remove(&node.id);
+        self.kept.forget(node.record);
         if parent_gone {
             self.directories.remove(instance);
             self.names.remove(&parent);
@@ -370,6 +427,8 @@ impl Disks {
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::Memory;
+    use super::super::memory::tests::SMALL;
     use super::super::testing::Zeros;
     use super::*;
 
@@ -379,15 +438,26 @@ mod tests {
         mode: 0o640,
     };
 
+    fn memory() -> Memory {
+        Memory::create(SMALL).expect("room").0
+    }
+
+    fn disks() -> Disks {
+        Disks::new(Arc::new(Nodes::of(&memory())))
+    }
+
     fn disk() -> Arc<dyn Disk> {
         Arc::new(Zeros)
     }
 
     #[test]
     fn a_name_that_comes_back_is_another_node() {
-        let mut disks = Disks::default();
+        let mut disks = disks();
         let first = disks.add("i", "vda", disk(), OWNER).expect("free").id;
-        assert!(disks.add("i", "vda", disk(), OWNER).is_none());
+        assert_eq!(
+            disks.add("i", "vda", disk(), OWNER).err(),
+            Some(libc::EEXIST)
+        );
         let removed = disks.remove("i", "vda").expect("there");
         assert!(removed.parent_gone && disks.lookup(ROOT, "i").is_none());
         let second = disks.add("i", "vda", disk(), OWNER).expect("free").id;
@@ -395,8 +465,30 @@ mod tests {
     }
 
     #[test]
+    fn a_successor_answers_the_same_ids_and_owners_and_gives_new_ones_out() {
+        let memory = memory();
+        let mut disks = Disks::new(Arc::new(Nodes::of(&memory)));
+        let first = disks.add("i", "vda", disk(), OWNER).expect("free");
+        let other = disks.add("i", "vdb", disk(), OWNER).expect("free").id;
+        let parent = disks.directory_id("i");
+        let owner = Owner { uid: 7, ..OWNER };
+        assert!(first.set_owner(owner));
+        disks.remove("i", "vdb");
+
+        let mut disks = Disks::new(Arc::new(Nodes::of(&memory)));
+        assert!(disks.lookup(ROOT, "i").is_none());
+        assert!(disks.is_orphan("i", "vda") && !disks.is_orphan("i", "vdb"));
+        let second = disks.add("i", "vdb", disk(), OWNER).expect("free").id;
+        assert!(second > other);
+        let again = disks.add("i", "vda", disk(), OWNER).expect("free");
+        assert_eq!((again.id, again.owner()), (first.id, owner));
+        assert_eq!(disks.directory_id("i"), parent);
+        assert!(disks.add("i", "vda", disk(), OWNER).is_err());
+    }
+
+    #[test]
     fn a_listing_goes_on_where_it_stopped_though_names_vanished() {
-        let mut disks = Disks::default();
+        let mut disks = disks();
         for name in ["c", "b", "a"] {
             disks.add("i", name, disk(), OWNER).expect("free");
         }
@@ -414,7 +506,7 @@ mod tests {
 
     #[test]
     fn chown_and_chmod_change_what_they_name_and_nothing_else() {
-        let mut disks = Disks::default();
+        let mut disks = disks();
         let node = disks.add("i", "vda", disk(), OWNER).expect("free");
         let wanted = SetattrIn {
             valid: set::UID,

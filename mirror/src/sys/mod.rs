@@ -9,3 +9,4 @@ pub mod clock;
 pub mod file;
 pub mod fuse;
 pub mod mem;
+pub mod shared;

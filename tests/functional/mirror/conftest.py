@@ -54,7 +54,7 @@ def wait_for(condition, what, seconds=20.0):
 class Process:
     """A server. Ending it never touches its mount, which may be dead."""
 
-    def __init__(self, mount, *arguments):
+    def __init__(self, mount, *arguments, environment=None, pass_fds=()):
         self.mount = mount
         root = pathlib.Path(nova_lazyimage.__file__).parent.parent
         self.popen = subprocess.Popen(
@@ -62,7 +62,12 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, 'PYTHONPATH': str(root)},
+            env={
+                **os.environ,
+                'PYTHONPATH': str(root),
+                **(environment or {}),
+            },
+            pass_fds=pass_fds,
         )
 
     def kill(self):

@@ -21,6 +21,7 @@ below ``STATE/objects``; while ``STATE/hold`` exists none is fetched.
 
 import json
 import pathlib
+import socket
 import sys
 import threading
 import time
@@ -68,6 +69,13 @@ class Host:
 
     def freeze(self):
         self.sealed = self.mirror.freeze()
+
+    def send_descriptors(self, path):
+        """Hand the session to whoever listens at ``path``."""
+        with socket.socket(socket.AF_UNIX) as holder:
+            holder.connect(path)
+            descriptors = self.engine.session_descriptors()
+            socket.send_fds(holder, [b'session'], descriptors)
 
     def counts(self):
         return {'fetches': self.fetches, 'asked': len(self.asked)}
