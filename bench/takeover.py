@@ -57,11 +57,7 @@ class Agents:
         self.folder.mkdir()
         site = conftest.Site(self.folder)
         self.stack.callback(site.close)
-        pytest = importlib.import_module('pytest')
-        try:
-            self.kept = takeover.Kept(site)
-        except pytest.skip.Exception as exc:
-            raise harness.Missing(str(exc)) from exc
+        self.kept = takeover.Kept(site)
         image = site.image(random.Random(20).randbytes(DISK_BYTES))
         found = site.client.attach(str(uuid.uuid4()), 'disk', clone_blob=image)
         self.disk = found['path']

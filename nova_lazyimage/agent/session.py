@@ -169,11 +169,7 @@ class Session:
         """
         self._refuse_one_that_waits()
         self._engine.mount(str(self._mount_root))
-        try:
-            device, memory = self._engine.session_descriptors()
-        except (AttributeError, NotImplementedError):
-            LOG.info('This engine cannot hand its session over')
-            return
+        device, memory = self._engine.session_descriptors()
         if not self._keeper.give({DEVICE: device, MEMORY: memory}):
             LOG.warning(
                 'Nobody keeps the descriptors of the disks below %s: if this '
