@@ -22,11 +22,13 @@ use crate::sync::atomic::Ordering;
 use crate::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::disk::{Answer, Errno};
+use crate::diskmap::Page;
 use crate::event::Event;
 use crate::faults;
 use crate::job::{Job, Reason};
-use crate::mirror::{Mirror, copy_page};
-use crate::units::lock;
+use crate::live::{Bits, LiveMap};
+use crate::mirror::Mirror;
+use crate::units::{PAGE_WORDS, index, lock};
 
 #[derive(Debug, Default)]
 struct State {
@@ -177,4 +179,21 @@ impl Mirror {
             }
         }));
     }
+}
+
+/// The bits of a page, as the disk map keeps them.
+fn copy_page(live: &LiveMap, page: u64) -> Page {
+    let mut bytes = [0; 4096];
+    let (local, dirty) = bytes.split_at_mut(2048);
+    for word in 0..PAGE_WORDS {
+        let at = index(word) * 8;
+        let load = |bits| {
+            live.word(bits, page * PAGE_WORDS + word)
+                .load(Ordering::SeqCst)
+        };
+        local[at..at + 8].copy_from_slice(&load(Bits::Local).to_le_bytes());
+        let owed = load(Bits::Even) | load(Bits::Odd);
+        dirty[at..at + 8].copy_from_slice(&owed.to_le_bytes());
+    }
+    Page(bytes)
 }
