@@ -261,7 +261,7 @@ def types() -> list[Check]:
             + ['--concise', '--mypy-config-file', 'pyproject.toml']
             + ['--ignore-disjoint-bases', '--allowlist']
             + ['tools/test/stubtest.txt'],
-            remedy='nova_lazyimage/_mirror.pyi and mirror/src/python.rs '
+            remedy='nova_lazyimage/_mirror.pyi and mirror/src/python/ '
             'disagree',
         ),
     ]
