@@ -10,9 +10,9 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::abi::{InHeader, OutHeader, ReadIn, WriteIn, op};
 use super::memory::{Memory, Shape, slots};
 use super::negotiate::Agreed;
+use super::node::Owner;
 use super::session::{Place, Session};
 use super::slot::DATA_BYTES_MAX;
-use super::tree::Owner;
 use crate::disk::{Answer, Disk, Door, Ticket};
 use crate::event::Events;
 

@@ -41,6 +41,7 @@ mod ledger;
 mod memory;
 mod mount;
 mod negotiate;
+mod node;
 mod nodes;
 mod operations;
 mod parked;
@@ -56,5 +57,5 @@ mod testing;
 mod tests;
 mod tree;
 
+pub use node::Owner;
 pub use serve::{Fuse, Options};
-pub use tree::Owner;

@@ -9,7 +9,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::memory::{Memory, NODE_WORDS, WORD_NEXT_NODE};
-use super::tree::Owner;
+use super::node::Owner;
 use crate::sys::shared::Words;
 
 const NAME_BYTES: usize = 256;

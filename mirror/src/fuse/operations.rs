@@ -16,11 +16,12 @@ use super::abi::{
     WRITE_PREFIX, WriteIn, op, set,
 };
 use super::ledger::{FLUSH_OWED, Settled};
+use super::node::{DiskNode, directory_attr};
 use super::parked::opcode_and_size;
 use super::point;
 use super::request::{Malformed, arguments, begin, name};
 use super::session::{Place, Session};
-use super::tree::{DiskNode, Found, directory_attr};
+use super::tree::Found;
 use crate::disk::{Answer, Errno};
 
 /// How long the kernel may believe `st_size`, `st_blocks` and the owner (writes and SETATTR through

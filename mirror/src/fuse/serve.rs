@@ -22,8 +22,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::memory::{Identity, Memory, Shape, slots};
+use super::node::Owner;
 use super::session::{Place, Session, handshake};
-use super::tree::Owner;
 use super::{mount, point};
 use crate::boot;
 use crate::disk::Disk;

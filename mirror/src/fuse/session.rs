@@ -13,11 +13,12 @@ use super::channel::Channel;
 use super::ledger::Ledger;
 use super::memory::Memory;
 use super::negotiate::{Agreed, negotiate};
+use super::node::{DiskNode, Owner};
 use super::nodes::Nodes;
 use super::parked::{Parked, SlotDoor};
 use super::request::{arguments, split};
 use super::slot::Slot;
-use super::tree::{DiskNode, Disks, Owner};
+use super::tree::Disks;
 use crate::disk::{Disk, Door, Ticket};
 use crate::event::{Event, Events};
 

@@ -13,10 +13,10 @@ use super::abi::{
 use super::memory::tests::SMALL;
 use super::memory::{Memory, slots};
 use super::negotiate::Agreed;
+use super::node::Owner;
 use super::session::{Place, Session};
 use super::slot::DATA_BYTES_MAX;
 use super::testing::{Parking, Zeros};
-use super::tree::Owner;
 use crate::disk::Disk;
 use crate::event::Events;
 
