@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The chunk cache of one host: chunks by digest, in slots of a slab file per chunk size.
 //!
-//! This module keeps the bound and moves chunks in and out; `slab` has the slots and who reads them,
-//! `lru` who leaves first, `index` what is on disk, `keeper` what goes on beside: the disk's free
-//! space, the scrub, the notes of recency.
+//! This module opens and closes it; `room` keeps the bound and moves chunks in and out, `check` lets
+//! nothing wrong be served, `slab` has the slots and who reads them, `lru` who leaves first, `index`
+//! what is on disk, `keeper` what goes on beside: the disk's free space, the scrub, the notes of
+//! recency.
 //!
 //! # Invariants
 //!
@@ -32,26 +33,27 @@
 //!
 //! Locks are leaves; two slabs are never locked at once.
 
+mod check;
 mod index;
 mod keeper;
 mod lru;
+mod room;
 mod slab;
 
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::buffer::Buffer;
-use crate::engine::{Digest, Statistics};
+use crate::engine::Statistics;
 use crate::error::{Error, Result};
 use crate::refusal::{Refusals, Source};
 use crate::sys::file::{self, Create};
-use crate::units::{index, lock};
+use crate::units::lock;
 
+pub use check::matches;
 #[cfg(any(test, feature = "fuzzing"))]
 pub use index::mend;
 pub use slab::{Slab, SlotRef};
@@ -60,10 +62,6 @@ pub use slab::{Slab, SlotRef};
 const SHIFT_MIN: u32 = 12;
 const SHIFT_MAX: u32 = 22;
 /// Slots that may be checked at once.
-const CHECKS: usize = 16;
-/// What is shed at once for a large write.
-const SHED_MAX: u64 = 64 << 20;
-/// How often an eviction looks for another slot when a reader was faster.
 const EVICTIONS: usize = 64;
 
 /// How to open a [`Cache`].
@@ -108,12 +106,6 @@ pub struct Cache {
     stopping: Condvar,
 }
 
-/// Whether `content` is the chunk of that name.
-#[must_use]
-pub fn matches(digest: &Digest, key: &[u8; 32], content: &[u8]) -> bool {
-    blake3::keyed_hash(key, content) == blake3::Hash::from_bytes(*digest)
-}
-
 /// Locks a file; a dead engine's requests may pin its lock for a moment.
 fn fence(file: &File, path: &Path) -> Result<()> {
     let mut patience = 100;
@@ -129,10 +121,6 @@ fn fence(file: &File, path: &Path) -> Result<()> {
         crate::sync::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
 impl Cache {
@@ -231,213 +219,6 @@ impl Cache {
         self.used_bytes
             .fetch_add(slab.used_bytes(), Ordering::Relaxed);
         Ok(cell.get_or_init(|| slab))
-    }
-
-    /// A reference by digest; a slot that an unclean stop left is checked first.
-    pub fn lookup<'a>(
-        &self,
-        slab: &'a Slab,
-        digest: &Digest,
-        key: &[u8; 32],
-    ) -> Option<SlotRef<'a>> {
-        let (slot, checked) = slab.find(digest)?;
-        if checked {
-            return Some(slot);
-        }
-        // Thirty mirrors that come back after a kill read the same chunks: one checks, all believe.
-        let _one = lock(&self.checking[slot.slot() as usize % CHECKS]);
-        let (again, checked) = slab.find(digest)?;
-        (checked || self.check(slab, &again, digest, key, false)).then_some(again)
-    }
-
-    /// Reads a slot and compares; one that is wrong is refused.
-    fn check(
-        &self,
-        slab: &Slab,
-        slot: &SlotRef<'_>,
-        digest: &Digest,
-        key: &[u8; 32],
-        direct: bool,
-    ) -> bool {
-        let mut content = Buffer::zeroed(index(slab.chunk_size()));
-        let read = if direct {
-            slot.read_direct(content.as_mut())
-        } else {
-            slot.read(0, content.as_mut())
-        };
-        let wrong = match read {
-            Err(error) => error.to_string(),
-            Ok(()) if matches(digest, key, content.as_ref()) => {
-                slab.set_checked(slot);
-                self.counters.checked.fetch_add(1, Ordering::Relaxed);
-                return true;
-            }
-            Ok(()) => "it does not match its digest".to_owned(),
-        };
-        self.refuse(slab, slot, digest, &wrong);
-        false
-    }
-
-    /// Never again serves a slot that does not hold its chunk.
-    pub fn refuse(&self, slab: &Slab, slot: &SlotRef<'_>, digest: &Digest, reason: &str) {
-        if slab.condemn(slot, digest) {
-            self.refusals.refuse(Source::Cache, digest, reason);
-        }
-    }
-
-    /// Forgets a chunk whose slot cannot be read.
-    pub fn remove(&self, slab: &Slab, digest: &Digest) {
-        if let Some((slot, _)) = slab.find(digest) {
-            self.refuse(slab, &slot, digest, "it cannot be read");
-        }
-    }
-
-    /// Keeps a verified chunk; `false`: no room, or the disk refuses.
-    pub fn insert(&self, slab: &Slab, digest: &Digest, key: &[u8; 32], content: &Buffer) -> bool {
-        // Once more if the file system turns out to be full: then in the place of another chunk.
-        for _ in 0..2 {
-            let Some(slot) = self.take_slot(slab, digest) else {
-                return slab.contains(digest);
-            };
-            let written = slab.write(slot, content.as_ref(), digest, key);
-            let mut inner = slab.lock();
-            let Err(error) = written else {
-                if !slab.publish(&mut inner, slot, digest, key) {
-                    self.release(slab.chunk_size());
-                }
-                self.counters.filled.fetch_add(1, Ordering::Relaxed);
-                return true;
-            };
-            slab.free(&mut inner, slot);
-            self.release(slab.chunk_size());
-            if !is_full(&error) || self.low.swap(true, Ordering::Relaxed) {
-                return false;
-            }
-        }
-        false
-    }
-
-    fn release(&self, bytes: u64) {
-        self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    /// Takes bytes of the bound.
-    fn reserve(&self, bytes: u64) -> bool {
-        if self.low.load(Ordering::Relaxed) {
-            return false;
-        }
-        let used = &self.used_bytes;
-        loop {
-            let old = used.load(Ordering::Relaxed);
-            let new = old.saturating_add(bytes);
-            if new > self.options.bytes_max {
-                return false;
-            }
-            let exchanged = used.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
-            if exchanged.is_ok() {
-                return true;
-            }
-        }
-    }
-
-    /// A slot to fill; `None` if there is none or the chunk is there already.
-    fn take_slot(&self, slab: &Slab, digest: &Digest) -> Option<u32> {
-        let size = slab.chunk_size();
-        loop {
-            {
-                let mut inner = slab.lock();
-                self.release(slab.reap(&mut inner));
-                if inner.names(digest) {
-                    return None;
-                }
-                if self.reserve(size) {
-                    let slot = slab.take(&mut inner);
-                    if slot.is_none() {
-                        self.release(size);
-                    }
-                    return slot;
-                }
-            }
-            let (from, slot) = self.evict()?;
-            self.counters.evicted.fetch_add(1, Ordering::Relaxed);
-            if std::ptr::eq(from, slab) {
-                return Some(slot);
-            }
-            self.give_back(from, slot);
-            if self.low.load(Ordering::Relaxed) {
-                // Its room is the file system's now.
-                return None;
-            }
-        }
-    }
-
-    /// Takes a slot from the chunk that was used longest ago, in whichever slab.
-    fn evict(&self) -> Option<(&Slab, u32)> {
-        for _ in 0..EVICTIONS {
-            let (victim, slab) = self
-                .open_slabs()
-                .filter_map(|slab| Some((slab.victim(&mut slab.lock())?, slab)))
-                .min_by_key(|(victim, _)| *victim)?;
-            if slab.evict(&mut slab.lock(), victim.slot) {
-                return Some((slab, victim.slot));
-            }
-        }
-        None
-    }
-
-    fn give_back(&self, slab: &Slab, slot: u32) {
-        slab.free(&mut slab.lock(), slot);
-        self.release(slab.chunk_size());
-    }
-
-    /// Gives the space of one chunk back to the file system; how many bytes.
-    fn evict_one(&self) -> Option<u64> {
-        let (slab, slot) = self.evict()?;
-        self.give_back(slab, slot);
-        Some(slab.chunk_size())
-    }
-
-    /// Gives back about `bytes`, whatever is pinned; `false` if there was nothing to give.
-    pub fn shed(&self, bytes: u64) -> bool {
-        let mut shed = 0;
-        for slab in self.open_slabs() {
-            let reaped = slab.reap(&mut slab.lock());
-            self.release(reaped);
-            shed += reaped;
-        }
-        while shed < bytes.max(1) {
-            let Some(more) = self.evict_one() else { break };
-            shed += more;
-        }
-        self.counters.shed_bytes.fetch_add(shed, Ordering::Relaxed);
-        shed > 0
-    }
-
-    /// Gives way to a write that found no room on a file system; `false` if it cannot help: it lies
-    /// on another one, or is empty.
-    pub fn give_way(&self, device: u64, bytes: u64) -> bool {
-        if device != self.device {
-            return false;
-        }
-        // Nothing new until the keeper has seen that there is room again.
-        self.low.store(true, Ordering::Relaxed);
-        self.shed(bytes)
-    }
-
-    /// Does what may need room on a file system; while there is none, as long as there are chunks
-    /// to shed (rule 41).
-    pub fn making_way(
-        &self,
-        device: u64,
-        bytes: u64,
-        work: impl Fn() -> io::Result<()>,
-    ) -> io::Result<()> {
-        loop {
-            match work() {
-                Err(error) if is_full(&error) && self.give_way(device, bytes.min(SHED_MAX)) => {}
-                result => return result,
-            }
-        }
     }
 
     /// An orderly stop: what the indexes name may be believed.
