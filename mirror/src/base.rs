@@ -1,15 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The attach base: which chunk lies where, and where the cache had it last.
+//! The attach base: which chunk lies where, where the cache had it last, and who touched it.
 //!
-//! Immutable but for the hints, so readers take no lock. A hint is a guess that the cache checks.
+//! Immutable but for the hints and marks, so readers take no lock. A hint is a guess that the cache
+//! checks.
 //!
-//! A leaf takes 10 KiB, a full disk of 100 GB some 8 MiB of them. Mirrors of versions that share
-//! leaves share them here too, hints included: a host's thirtieth mirror of an image costs nothing.
+//! A leaf takes 11 KiB, a full disk of 100 GB some 9 MiB of them. Mirrors of versions that share
+//! leaves share them here too, hints included: a host's thirtieth mirror of an image costs nothing
+//! but a bit a chunk, for what it touched itself.
+//!
+//! # Pins
+//!
+//! 1. A leaf counts for each chunk the mirrors that touched it (their bits say which they are). With
+//!    one or more, the leaf has exactly one pin on the slot that its hint names, if that is still
+//!    the chunk's; with none it has no pin. So a chunk loses its pin when the last mirror that
+//!    touched it goes, whoever else shares the leaf.
+//! 2. Counts and hints change under the slab's lock, one with the other; bits are set there, too.
 
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, Weak};
 use std::collections::HashMap;
 
+use crate::cache::{Slab, SlotRef};
 use crate::engine::Digest;
 use crate::error::{Error, Result};
 use crate::units::{index, lock};
@@ -17,11 +28,22 @@ use crate::units::{index, lock};
 /// Digests in a leaf of the manifest.
 const LEAF_CHUNKS: u64 = 256;
 const DIGEST_BYTES: usize = 32;
+const LEAF_WORDS: usize = 4;
 
 #[derive(Debug)]
 struct Leaf {
     digests: Vec<u8>,
     hints: Vec<AtomicU64>,
+    /// By chunk: mirrors that touched it.
+    touchers: Vec<AtomicU32>,
+}
+
+/// A leaf as one mirror sees it.
+#[derive(Debug)]
+struct Part {
+    leaf: Arc<Leaf>,
+    /// By chunk: this mirror touched it.
+    touched: [AtomicU64; LEAF_WORDS],
 }
 
 /// The leaves that any mirror holds, by content and chunk size (a hint names a slot of one size).
@@ -51,6 +73,7 @@ impl Leaves {
         let leaf = Arc::new(Leaf {
             digests: digests.to_vec(),
             hints: (0..LEAF_CHUNKS).map(|_| AtomicU64::new(0)).collect(),
+            touchers: (0..LEAF_CHUNKS).map(|_| AtomicU32::new(0)).collect(),
         });
         held.by_name.insert(name, Arc::downgrade(&leaf));
         leaf
@@ -60,7 +83,7 @@ impl Leaves {
 /// The attach base's manifest.
 #[derive(Debug)]
 pub struct Base {
-    leaves: Vec<Option<Arc<Leaf>>>,
+    leaves: Vec<Option<Part>>,
 }
 
 /// A chunk of the base that is no hole.
@@ -68,20 +91,38 @@ pub struct Base {
 pub struct BaseChunk<'a> {
     /// Its name.
     pub digest: &'a Digest,
-    /// Where the cache had it.
-    pub hint: &'a AtomicU64,
+    part: &'a Part,
+    at: usize,
 }
 
 impl BaseChunk<'_> {
-    /// The guess.
+    /// Where the cache had it: a guess.
     #[inline]
     pub fn hint(&self) -> u64 {
-        self.hint.load(Ordering::Relaxed)
+        self.part.leaf.hints[self.at].load(Ordering::Relaxed)
     }
 
-    /// Notes where the cache has it; `false` if that was known.
-    pub fn set_hint(&self, hint: u64) -> bool {
-        self.hint.swap(hint, Ordering::Relaxed) != hint
+    /// Whether this mirror touched it before.
+    #[inline]
+    pub fn is_touched(&self) -> bool {
+        self.part.touched[self.at / 64].load(Ordering::Relaxed) & (1 << (self.at % 64)) != 0
+    }
+
+    /// This mirror touches it: the next read finds the slot without a lock, and evictions know that
+    /// it is wanted.
+    pub fn touch(&self, slab: &Slab, slot: &SlotRef<'_>) {
+        let mut inner = slab.lock();
+        let leaf = &self.part.leaf;
+        let old = leaf.hints[self.at].swap(slot.hint, Ordering::Relaxed);
+        let bit = 1 << (self.at % 64);
+        let is_new = self.part.touched[self.at / 64].fetch_or(bit, Ordering::Relaxed) & bit == 0;
+        let before = leaf.touchers[self.at].fetch_add(u32::from(is_new), Ordering::Relaxed);
+        if before == 0 || old != slot.hint {
+            slab.pin(&mut inner, slot.hint);
+            if before > 0 {
+                slab.unpin(&mut inner, old);
+            }
+        }
     }
 }
 
@@ -120,35 +161,42 @@ impl Base {
             if slot.is_some() {
                 return Err(Error::Invalid(format!("leaf {leaf} is given twice")));
             }
-            *slot = Some(held.share(digests, chunk_size));
+            *slot = Some(Part {
+                leaf: held.share(digests, chunk_size),
+                touched: Default::default(),
+            });
         }
         Ok(base)
     }
 
-    /// Lets go of the leaves; the hints of those that no other mirror holds. Exactly one of the
-    /// mirrors that let go at once is the last.
-    pub fn take_hints(&mut self) -> impl Iterator<Item = u64> {
-        let leaves = self.leaves.drain(..).flatten();
-        leaves
-            .filter_map(Arc::into_inner)
-            .flat_map(|leaf| leaf.hints)
-            .map(|hint| hint.load(Ordering::Relaxed))
-            .filter(|&hint| hint != 0)
+    /// Lets go of the leaves: what nobody else touched is pinned no longer.
+    pub fn let_go(&mut self, slab: &Slab) {
+        for Part { leaf, touched } in self.leaves.drain(..).flatten() {
+            let touched = touched.map(|word| word.load(Ordering::Relaxed));
+            if touched == [0; LEAF_WORDS] {
+                continue;
+            }
+            let mut inner = slab.lock();
+            for (at, (hint, touchers)) in leaf.hints.iter().zip(&leaf.touchers).enumerate() {
+                if touched[at / 64] & (1 << (at % 64)) != 0
+                    && touchers.fetch_sub(1, Ordering::Relaxed) == 1
+                {
+                    slab.unpin(&mut inner, hint.load(Ordering::Relaxed));
+                }
+            }
+        }
     }
 
     /// A chunk; `None` is a hole.
     #[inline]
     pub fn chunk(&self, chunk: u64) -> Option<BaseChunk<'_>> {
-        let leaf = self.leaves.get(index(chunk / LEAF_CHUNKS))?.as_ref()?;
+        let part = self.leaves.get(index(chunk / LEAF_CHUNKS))?.as_ref()?;
         let at = index(chunk % LEAF_CHUNKS);
-        let digest = leaf.digests[at * DIGEST_BYTES..].first_chunk::<DIGEST_BYTES>()?;
+        let digest = part.leaf.digests[at * DIGEST_BYTES..].first_chunk::<DIGEST_BYTES>()?;
         if *digest == [0; DIGEST_BYTES] {
             return None;
         }
-        Some(BaseChunk {
-            digest,
-            hint: &leaf.hints[at],
-        })
+        Some(BaseChunk { digest, part, at })
     }
 }
 
@@ -178,7 +226,11 @@ mod tests {
         let leaf = |byte: u8| vec![(0, [byte; 8192].to_vec())];
         let new = |byte, size| Base::new(&held, &leaf(byte), 256, size).unwrap();
         let (a, b) = (new(1, 1 << 19), new(1, 1 << 19));
-        a.chunk(3).unwrap().set_hint(7);
+        let set = |base: &Base, hint| {
+            let leaf = &base.leaves[0].as_ref().unwrap().leaf;
+            leaf.hints[3].store(hint, Ordering::Relaxed);
+        };
+        set(&a, 7);
         assert_eq!(b.chunk(3).unwrap().hint(), 7);
         assert_eq!(new(1, 1 << 18).chunk(3).unwrap().hint(), 0);
         assert_eq!(new(2, 1 << 19).chunk(3).unwrap().hint(), 0);

@@ -75,6 +75,9 @@ impl Mirror {
         let slab = self.slab();
         if let Some(slot) = slab.acquire(chunk.hint()) {
             if slot.read(offset, bytes).is_ok() {
+                if !chunk.is_touched() {
+                    self.touched(chunk, &slot);
+                }
                 self.counters.cache_hits.fetch_add(1, Ordering::Relaxed);
                 return true;
             }
@@ -113,11 +116,9 @@ impl Mirror {
         true
     }
 
-    /// The next read finds the slot without a lock, and evictions know whose it is.
+    #[cold]
     fn touched(&self, chunk: &BaseChunk<'_>, slot: &SlotRef<'_>) {
-        if chunk.set_hint(slot.hint) {
-            self.slab().pin(slot);
-        }
+        chunk.touch(self.slab(), slot);
     }
 
     fn read_delta(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {

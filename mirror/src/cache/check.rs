@@ -34,7 +34,7 @@ impl Cache {
     }
 
     /// Reads a slot and compares; one that is wrong is refused.
-    fn check(
+    pub(super) fn check(
         &self,
         slab: &Slab,
         slot: &SlotRef<'_>,

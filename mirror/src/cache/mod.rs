@@ -62,7 +62,7 @@ pub use slab::{Slab, SlotRef};
 const SHIFT_MIN: u32 = 12;
 const SHIFT_MAX: u32 = 22;
 /// Slots that may be checked at once.
-const EVICTIONS: usize = 64;
+const CHECKS: usize = 16;
 
 /// How to open a [`Cache`].
 #[derive(Debug, Clone)]

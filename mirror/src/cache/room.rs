@@ -8,10 +8,10 @@ use super::{Cache, Slab};
 use crate::buffer::Buffer;
 use crate::engine::Digest;
 
-const CHECKS: usize = 16;
 /// What is shed at once for a large write.
 const SHED_MAX: u64 = 64 << 20;
 /// How often an eviction looks for another slot when a reader was faster.
+const EVICTIONS: usize = 64;
 
 fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))

@@ -280,11 +280,10 @@ impl Mirror {
 
 impl Drop for Mirror {
     fn drop(&mut self) {
-        // Nobody reads any more, so no hint comes after this: what only this mirror's leaves named
-        // is pinned no longer.
+        // Nobody reads any more, so it touches nothing after this.
         let core = self.core.clone();
         if let Ok(slab) = core.cache.slab(self.chunk_size) {
-            self.base.take_hints().for_each(|hint| slab.unpin(hint));
+            self.base.let_go(slab);
         }
         let counters = &self.counters;
         for (past, mine) in [

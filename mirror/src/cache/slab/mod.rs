@@ -48,8 +48,8 @@ use crate::error::{Error, Result};
 use crate::sys::file::{self, Create};
 use crate::units::lock;
 
+const REFERENCES: u64 = (1 << 32) - 1;
 const GENERATION: u64 = 1 << 32;
-/// Slots whose index entries are written at once.
 
 #[derive(Debug, FromZeros)]
 struct Slot {

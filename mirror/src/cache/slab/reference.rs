@@ -5,6 +5,7 @@ use crate::sync::atomic::Ordering;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::books::Inner;
 use super::{GENERATION, REFERENCES, Slab};
 use crate::engine::Digest;
 
@@ -12,7 +13,7 @@ use crate::engine::Digest;
 #[derive(Debug)]
 pub struct SlotRef<'a> {
     slab: &'a Slab,
-    slot: u32,
+    pub(super) slot: u32,
     /// What to remember for the next [`Slab::acquire`].
     pub hint: u64,
 }
@@ -103,7 +104,7 @@ impl Slab {
         Some((self.acquire_unused(self.hint(slot))?, present.digest, key))
     }
 
-    fn hint(&self, slot: u32) -> u64 {
+    pub(super) fn hint(&self, slot: u32) -> u64 {
         let generation = self.slots[slot as usize].word.load(Ordering::Acquire) / GENERATION;
         generation * GENERATION + u64::from(slot) + 1
     }
@@ -115,23 +116,28 @@ impl Slab {
         }
     }
 
-    /// An attached mirror touched it; it says so once, and takes it back by [`Slab::unpin`].
-    pub fn pin(&self, slot: &SlotRef<'_>) {
-        self.change_pins(slot.slot, |pins| pins.saturating_add(1));
+    /// Who shares a leaf of a manifest touched it; the leaf says so once, and takes it back by
+    /// [`Slab::unpin`].
+    pub fn pin(&self, inner: &mut Inner, hint: u64) {
+        self.change_pins(inner, hint, |pins| pins.saturating_add(1));
         // Who reads it next is younger than who brought it.
         self.clock.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The mirror that touched it is gone.
-    pub fn unpin(&self, hint: u64) {
-        // The reference keeps the slot what it was, or shows that it is that no longer.
-        if let Some(slot) = self.acquire_unused(hint) {
-            self.change_pins(slot.slot, |pins| pins.saturating_sub(1));
-        }
+    /// The mirrors that touched it are gone, or the chunk is elsewhere.
+    pub fn unpin(&self, inner: &mut Inner, hint: u64) {
+        self.change_pins(inner, hint, |pins| pins.saturating_sub(1));
     }
 
-    fn change_pins(&self, slot: u32, change: impl FnOnce(u32) -> u32) {
-        let mut inner = self.lock();
+    /// With the lock held no slot goes to another chunk: one whose generation is the hint's is it.
+    fn change_pins(&self, inner: &mut Inner, hint: u64, change: impl FnOnce(u32) -> u32) {
+        let slot = (hint & REFERENCES).checked_sub(1);
+        let Some(slot) = slot.and_then(|slot| u32::try_from(slot).ok()) else {
+            return;
+        };
+        if slot as usize >= inner.held.len() || self.hint(slot) != hint {
+            return;
+        }
         let Some(present) = inner.present(slot) else {
             return;
         };
