@@ -19,12 +19,17 @@ its program ends with 0 *and* it proved something: a suite without a test
 fails, and so does a missing program. Skipped tests fail unless
 ``tests/allowed_skips.txt`` lists them (``tests/conftest.py`` sees to it).
 
+Checks that say they may run beside others do so, ``LANES`` at a time, after
+the stage's other ones; what such a check prints comes in one piece, when it
+has ended.
+
 Runs inside the all-in-one's private root, whose ``/opt/test`` holds the
 tools, or in any environment that has them (``tox -e pep8``). Standard
 library only.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import os
 import pathlib
@@ -37,9 +42,12 @@ import tempfile
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 
 CHECK_SECONDS_MAX = 1500.0
 SOAK_SECONDS_MAX = 12 * 3600.0
+#: Checks that run at a time; as many as the cores that CI is promised.
+LANES = 2
 TREE = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = pathlib.Path(
     os.environ.get('LAZYIMAGE_TEST_RESULTS') or tempfile.mkdtemp(prefix='lt-')
@@ -76,15 +84,16 @@ class Check:
     suite: str = ''  # 'pytest' or 'cargo' for a program with tests of its own
     remedy: str = ''
     seconds_max: float = CHECK_SECONDS_MAX
+    beside_others: bool = False
 
-    def run(self) -> Counts:
-        """Run it, its output passed on; a failure counts at least one."""
+    def run(self, say: Callable[[str], object]) -> Counts:
+        """Run it, its output said on; a failure counts at least one."""
         program = shutil.which(self.command[0])
         if program is None:
-            print(
+            say(
                 f'{self.command[0]} is missing. It comes with '
                 'test-requirements.txt or bindep.txt; install it, or run '
-                '"make test", whose root has everything.'
+                '"make test", whose root has everything.\n'
             )
             return Counts(failed=1)
         command = [program, *self.command[1:]]
@@ -92,7 +101,7 @@ class Check:
         if self.suite == 'pytest':
             report.unlink(missing_ok=True)
             command.append(f'--junitxml={report}')
-        status, lines = stream(command, self.folder, self.seconds_max)
+        status, lines = stream(command, self.folder, self.seconds_max, say)
         if self.suite == 'pytest':
             counts = counts_of_junit(report)
         elif self.suite == 'cargo':
@@ -100,7 +109,7 @@ class Check:
         else:
             counts = Counts(passed=1)
         if self.suite and not (counts.passed or counts.failed):
-            print(f'{self.name}: no test ran, so nothing is proved')
+            say(f'{self.name}: no test ran, so nothing is proved\n')
             return Counts(failed=1)
         if status and not counts.failed:
             counts = (
@@ -109,14 +118,20 @@ class Check:
                 else Counts(failed=1)
             )
         if counts.failed and self.remedy:
-            print(f'{self.name}: {self.remedy}')
+            say(f'{self.name}: {self.remedy}\n')
         return counts
+
+
+def say_at_once(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def stream(
     command: list[str],
     folder: pathlib.Path,
-    seconds_max: float = CHECK_SECONDS_MAX,
+    seconds_max: float,
+    say: Callable[[str], object],
 ) -> tuple[int, list[str]]:
     """Run a program and pass on what it prints; its status and lines.
 
@@ -140,8 +155,7 @@ def stream(
         )
         guard.start()
         for line in process.stdout:
-            sys.stdout.write(line)
-            sys.stdout.flush()
+            say(line)
             lines.append(line)
         guard.cancel()
     return process.returncode, lines
@@ -311,15 +325,26 @@ def docs() -> list[Check]:
     ]
 
 
+#: The longest first, and beside it what disturbs it least: then the lanes
+#: end together. A folder that is not named comes last.
+FUNCTIONAL_ORDER = ('agent', 'nova', 'glance', 'mirror', 'conductor')
+
+
 def functional() -> list[Check]:
     # A process each: Nova's and Glance's harnesses change theirs for good.
     folder = TREE / 'tests' / 'functional'
     names = {
         path.relative_to(folder).parts[0] for path in folder.rglob('test_*.py')
     }
+    ordered = [name for name in FUNCTIONAL_ORDER if name in names]
     return [
-        Check(name, pytest(f'tests/functional/{name}'), suite='pytest')
-        for name in sorted(names)
+        Check(
+            name,
+            pytest(f'tests/functional/{name}'),
+            suite='pytest',
+            beside_others=True,
+        )
+        for name in ordered + sorted(names - set(ordered))
     ]
 
 
@@ -403,6 +428,42 @@ def prepare() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
 
 
+def run_one(stage: str, check: Check, say: Callable[[str], object]) -> Counts:
+    """Run a check between a line that begins and one that ends it."""
+    say(f'\n--- {stage}: {check.name}\n')
+    started = time.monotonic()
+    counts = check.run(say)
+    verdict = 'FAILED' if counts.failed else 'ok'
+    seconds = time.monotonic() - started
+    say(f'--- {stage}: {check.name}: {verdict}, {seconds:.1f} s\n')
+    return counts
+
+
+def run_kept(stage: str, check: Check) -> Counts:
+    """Run a check beside others: all it says comes when it has ended."""
+    say_at_once(f'\n--- {stage}: {check.name} begins\n')
+    said: list[str] = []
+    try:
+        return run_one(stage, check, said.append)
+    finally:
+        say_at_once(''.join(said))
+
+
+def run_stage(stage: str, checks: list[Check]) -> dict[str, Counts]:
+    """Run all checks of a stage, whatever fails; what each proved."""
+    beside = [check for check in checks if check.beside_others]
+    found = {
+        check.name: run_one(stage, check, say_at_once)
+        for check in checks
+        if check not in beside
+    }
+    with concurrent.futures.ThreadPoolExecutor(LANES) as lanes:
+        counts = lanes.map(lambda check: run_kept(stage, check), beside)
+        names = (check.name for check in beside)
+        found.update(zip(names, counts, strict=True))
+    return found
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument(
@@ -421,16 +482,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name in chosen:
         stage_started = time.monotonic()
         counts = Counts()
-        for check in stages[name]():
-            print(f'\n--- {name}: {check.name}', flush=True)
-            check_started = time.monotonic()
-            result = check.run()
-            verdict = 'FAILED' if result.failed else 'ok'
-            seconds = time.monotonic() - check_started
-            print(f'--- {name}: {check.name}: {verdict}, {seconds:.1f} s')
-            if result.failed:
-                failures.append(f'{name}: {check.name}: {result}')
-            counts += result
+        for check, found in run_stage(name, stages[name]()).items():
+            counts += found
+            if found.failed:
+                failures.append(f'{name}: {check}: {found}')
         seconds = time.monotonic() - stage_started
         summary.append(f'  {name:<12}{seconds:>8.1f} s   {counts}')
         total += counts

@@ -107,3 +107,36 @@ def test_an_unknown_stage_is_refused(run, capfd):
     with pytest.raises(SystemExit):
         run.main(['nonsense'])
     assert 'no stage "nonsense"' in capfd.readouterr().err
+
+
+def test_checks_beside_others_run_two_at_a_time_and_speak_in_turn(
+    run, monkeypatch, capfd, tmp_path
+):
+    """Each waits for the other's file, which one after the other cannot."""
+
+    def waiting(own, others):
+        return (
+            f'echo {own} begins; touch {tmp_path}/{own}; '
+            f'for i in $(seq 500); do [ -e {tmp_path}/{others} ] && break; '
+            f'sleep 0.02; done; [ -e {tmp_path}/{others} ] || exit 1; '
+            f'echo {own} ends'
+        )
+
+    stage(
+        run,
+        monkeypatch,
+        run.Check(
+            'a', ['sh', '-c', waiting('first', 'second')], beside_others=True
+        ),
+        run.Check(
+            'b', ['sh', '-c', waiting('second', 'first')], beside_others=True
+        ),
+        run.Check('c', ['sh', '-c', 'echo third; exit 1'], beside_others=True),
+    )
+    assert run.main([]) == 1
+    lines = capfd.readouterr().out.splitlines()
+    for name in ('first', 'second'):
+        begins = lines.index(f'{name} begins')
+        assert lines[begins + 1] == f'{name} ends'
+    assert '  one: c: 0 passed, 1 failed' in lines
+    assert lines[-1] == '2 passed, 1 failed'
