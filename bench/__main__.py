@@ -23,6 +23,7 @@ import sys
 import tempfile
 
 from bench import harness
+from bench import runs
 
 NAMES = {
     'fuse': 'bench.fuse',
@@ -85,8 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
             if options.only:
                 bench = bench.only(options.only)
             if options.smoke:
-                harness.smoke(bench, work=work)
-            elif not harness.run(
+                runs.smoke(bench, work=work)
+            elif not runs.run(
                 bench,
                 work=work,
                 results=options.results,

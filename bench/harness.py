@@ -27,19 +27,14 @@ compared is then seconds apart, not minutes.
 
 import contextlib
 import dataclasses
-import json
 import math
-import os
 import pathlib
-import platform
 import random
 import re
 import resource
-import statistics
-import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 Measurements = dict[str, float]
 
@@ -143,6 +138,11 @@ class Bench:
     rounds: int = 5
     cpu_unit: str = 's'
 
+    @property
+    def rounds_min(self) -> int:
+        """From fewer nothing is reported."""
+        return max(self.rounds, ROUNDS_MIN)
+
     def only(self, pattern: str) -> 'Bench':
         """The same with the metrics whose names the pattern finds.
 
@@ -156,37 +156,6 @@ class Bench:
         return dataclasses.replace(self, metrics=metrics, goals=goals)
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """What the rounds say of one metric of one contender."""
-
-    metric: Metric
-    contender: str
-    median: float
-    spread: float  # (largest - smallest) / median
-    ratio: float | None  # None for the baseline itself
-    cpu_seconds: float
-    goal: float | None = None
-    against: str = ''  # whom the ratio compares with; '': the baseline
-    ratio_spread: float = 0.0  # of the rounds' ratios, largest - smallest
-    at_most: float | None = None
-
-    @property
-    def is_met(self) -> bool | None:
-        if self.at_most is not None:
-            return self.median <= self.at_most
-        if self.goal is None or self.ratio is None:
-            return None
-        return self.ratio >= self.goal
-
-    @property
-    def wanted(self) -> str:
-        """The goal, for people."""
-        if self.at_most is not None:
-            return f'<= {_figure(self.at_most)}'
-        return '' if self.goal is None else f'>= {self.goal:g}'
-
-
 Rounds = list[dict[str, Measurements]]
 
 
@@ -198,7 +167,7 @@ def _cpu_seconds() -> float:
     return used
 
 
-def _cpu_key(metric: str) -> str:
+def cpu_key(metric: str) -> str:
     return f'{CPU} of {metric}'
 
 
@@ -211,7 +180,7 @@ def _sample_round(
         for sampler in order.sample(able, len(able)):
             found = dict(sampler.sample(case))
             if CPU in found:
-                found[_cpu_key(case)] = found.pop(CPU)
+                found[cpu_key(case)] = found.pop(CPU)
             results[sampler.name].update(found)
     for result in results.values():
         result[CPU] = 0.0
@@ -269,267 +238,3 @@ def measure(
                 )
             found.append(results)
     return found
-
-
-def evaluate(bench: Bench, rounds: Rounds) -> list[Row]:
-    """The rows of the table.
-
-    :raises TooFewRounds: nothing may be said from so little
-    """
-    if len(rounds) < max(bench.rounds, ROUNDS_MIN):
-        raise TooFewRounds(
-            f'{bench.name}: {len(rounds)} rounds were measured; it takes '
-            f'{max(bench.rounds, ROUNDS_MIN)} to report anything'
-        )
-    goals = {
-        (goal.metric, goal.contender, goal.against or bench.baseline): goal
-        for goal in bench.goals
-    }
-    names = list(rounds[0])
-    rows = []
-    for metric in bench.metrics:
-        for name in [bench.baseline] + sorted(set(names) - {bench.baseline}):
-            values = [
-                result[name][metric.name]
-                for result in rounds
-                if metric.name in result[name]
-            ]
-            if not values:
-                continue  # this contender has no such thing
-            if len(values) != len(rounds):
-                raise TooFewRounds(
-                    f'{bench.name}: {name} measured "{metric.name}" in only '
-                    f'{len(values)} of {len(rounds)} rounds'
-                )
-            rows += [
-                _row(bench, rounds, metric, name, against, values, goals)
-                for against in _compared_with(bench, metric, name)
-            ]
-    if goals:
-        raise TooFewRounds(
-            f'{bench.name}: nothing was measured for the goals '
-            + ', '.join(f'{metric} of {name}' for metric, name, _ in goals)
-        )
-    return rows
-
-
-def _compared_with(bench: Bench, metric: Metric, name: str) -> list[str]:
-    """Whom a contender is compared with: the baseline, then by its goals."""
-    others = [
-        goal.against
-        for goal in bench.goals
-        if (goal.metric, goal.contender) == (metric.name, name)
-        and goal.against not in ('', bench.baseline)
-    ]
-    return [bench.baseline, *others]
-
-
-def _row(
-    bench: Bench,
-    rounds: Rounds,
-    metric: Metric,
-    name: str,
-    against: str,
-    values: Sequence[float],
-    goals: dict[tuple[str, str, str], Goal],
-) -> Row:
-    median = statistics.median(values)
-    ratios = []
-    if name != against and all(
-        metric.name in result[against] for result in rounds
-    ):
-        ratios = [
-            metric.improvement(
-                result[name][metric.name], result[against][metric.name]
-            )
-            for result in rounds
-        ]
-    goal = goals.pop((metric.name, name, against), None) if ratios else None
-    return Row(
-        metric,
-        name,
-        median,
-        (max(values) - min(values)) / median if median else 0.0,
-        statistics.median(ratios) if ratios else None,
-        statistics.median(
-            result[name].get(_cpu_key(metric.name), result[name][CPU])
-            for result in rounds
-        ),
-        goal.at_least if goal and goal.at_most is None else None,
-        '' if against == bench.baseline else against,
-        max(ratios) - min(ratios) if ratios else 0.0,
-        goal.at_most if goal else None,
-    )
-
-
-def _figure(value: float) -> str:
-    return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
-
-
-def table(bench: Bench, rows: Iterable[Row], rounds: int) -> str:
-    """The rows, for people."""
-    lines = [
-        (
-            'metric',
-            'contender',
-            'median',
-            'spread',
-            f'CPU {bench.cpu_unit}',
-            'ratio',
-            'spread',
-            'goal',
-            '',
-        )
-    ]
-    for row in rows:
-        verdict = {None: '', True: 'met', False: 'NOT MET'}[row.is_met]
-        lines.append(
-            (
-                f'{row.metric.name} [{row.metric.unit}]',
-                f'  against {row.against}' if row.against else row.contender,
-                '' if row.against else _figure(row.median),
-                '' if row.against else f'{row.spread:.0%}',
-                '' if row.against else f'{row.cpu_seconds:.2f}',
-                '-' if row.ratio is None else f'{row.ratio:.2f}',
-                '' if row.ratio is None else f'{row.ratio_spread:.2f}',
-                row.wanted,
-                verdict,
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = []
-    for line in lines:
-        cells = [
-            cell.ljust(width) if index < 2 else cell.rjust(width)
-            for index, (cell, width) in enumerate(
-                zip(line, widths, strict=True)
-            )
-        ]
-        text.append('  '.join(cells).rstrip())
-    return '\n'.join(
-        [
-            f'{bench.name}: {bench.summary}',
-            f'{rounds} interleaved rounds; ratio: times as good as '
-            f'{bench.baseline}',
-            '',
-            text[0],
-            '-' * len(text[0]),
-            *text[1:],
-        ]
-    )
-
-
-def _machine() -> dict[str, Any]:
-    model = ''
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                model = line.partition(':')[2].strip()
-                break
-    pages = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    return {
-        'processor': model,
-        'processors': len(os.sched_getaffinity(0)),
-        'memory_bytes': pages,
-        'kernel': platform.release(),
-        'python': platform.python_version(),
-    }
-
-
-def _commit() -> str:
-    with contextlib.suppress(OSError):
-        done = subprocess.run(
-            ['git', 'describe', '--always', '--dirty', '--abbrev=12'],
-            cwd=pathlib.Path(__file__).parent,
-            capture_output=True,
-            text=True,
-        )
-        return done.stdout.strip()
-    return ''
-
-
-def save(
-    bench: Bench, rows: Iterable[Row], rounds: Rounds, folder: pathlib.Path
-) -> pathlib.Path:
-    """Write ``<name>.json`` with all that was measured; its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f'{bench.name}.json'
-    content = {
-        'format': 1,
-        'name': bench.name,
-        'summary': bench.summary,
-        'baseline': bench.baseline,
-        'commit': os.environ.get('LAZYIMAGE_COMMIT') or _commit(),
-        'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-        'machine': _machine(),
-        'rows': [
-            {
-                'metric': row.metric.name,
-                'unit': row.metric.unit,
-                'better': row.metric.better,
-                'contender': row.contender,
-                'median': row.median,
-                'spread': row.spread,
-                'ratio': row.ratio,
-                'cpu': row.cpu_seconds,
-                'cpu_unit': bench.cpu_unit,
-                'against': row.against or bench.baseline,
-                'ratio_spread': row.ratio_spread,
-                'goal': row.goal,
-                'at_most': row.at_most,
-                'met': row.is_met,
-            }
-            for row in rows
-        ],
-        'rounds': rounds,
-    }
-    temporary = path.with_suffix('.json.tmp')
-    temporary.write_text(json.dumps(content, indent=1) + '\n')
-    temporary.replace(path)
-    return path
-
-
-def run(
-    bench: Bench,
-    *,
-    work: pathlib.Path,
-    results: pathlib.Path,
-    rounds: int | None = None,
-    tell: Callable[[str], None] = print,
-) -> bool:
-    """Measure, print, save; whether all goals were met.
-
-    :raises TooFewRounds: before anything is measured, if so few are asked for
-    """
-    rounds = bench.rounds if rounds is None else rounds
-    if rounds < max(bench.rounds, ROUNDS_MIN):
-        raise TooFewRounds(
-            f'{bench.name}: {rounds} rounds were asked for; it takes '
-            f'{max(bench.rounds, ROUNDS_MIN)} to report anything'
-        )
-    cases = [metric.name for metric in bench.metrics]
-    found = measure(bench.contenders(work), rounds, cases=cases, tell=tell)
-    rows = evaluate(bench, found)
-    tell('')
-    tell(table(bench, rows, rounds))
-    tell(f'saved as {save(bench, rows, found, results)}')
-    return all(row.is_met is not False for row in rows)
-
-
-def smoke(
-    bench: Bench,
-    *,
-    work: pathlib.Path,
-    tell: Callable[[str], None] = print,
-) -> None:
-    """Run one round and report no figure: that the bench itself works.
-
-    :raises Missing: a contender measured nothing, or nothing above 0
-    """
-    cases = [metric.name for metric in bench.metrics]
-    (found,) = measure(bench.contenders(work), 1, cases=cases, tell=tell)
-    for name, results in found.items():
-        figures = {k: v for k, v in results.items() if not k.startswith(CPU)}
-        if not figures or not all(v > 0 for v in figures.values()):
-            raise Missing(f'{bench.name}: {name} measured {figures}')
-        tell(f'{bench.name}: {name}: {len(figures)} measured')

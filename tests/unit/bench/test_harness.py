@@ -18,6 +18,9 @@ import random
 import pytest
 
 from bench import harness
+from bench import reports
+from bench import runs
+from bench import verdicts
 
 SECONDS = harness.Metric('time', 's')
 SPEED = harness.Metric('speed', 'op/s', 'higher')
@@ -119,7 +122,7 @@ class TestTable:
             }
             for a, b in zip(old, new, strict=True)
         ]
-        return harness.evaluate(bench(metrics=(metric,), **options), rounds)
+        return verdicts.evaluate(bench(metrics=(metric,), **options), rounds)
 
     def test_half_the_time_is_twice_as_good(self):
         old, new = self.rows([10, 10, 10], [5, 5, 5])
@@ -156,19 +159,19 @@ class TestTable:
         rounds = [{'old': row} for row in times(1, 1, 1)]
         del rounds[1]['old']['time']
         with pytest.raises(harness.TooFewRounds, match='2 of 3'):
-            harness.evaluate(bench(), rounds)
+            verdicts.evaluate(bench(), rounds)
 
     @pytest.mark.parametrize(('seconds', 'met'), [(5, True), (7, False)])
     def test_a_limit_asks_nothing_of_the_baseline(self, seconds, met):
         goal = harness.Goal('time', 'new', at_most=6.0)
         rows = self.rows([1] * 3, [seconds] * 3, goals=[goal])
         assert rows[1].is_met is met
-        assert '<= 6' in harness.table(bench(), rows, 3)
+        assert '<= 6' in reports.table(bench(), rows, 3)
 
     def test_people_can_read_it(self):
         goal = harness.Goal('time', 'new', 3.0)
         rows = self.rows([10] * 3, [5] * 3, goals=[goal])
-        text = harness.table(bench(), rows, 3)
+        text = reports.table(bench(), rows, 3)
         last = text.splitlines()[-1].split()
         assert last == [
             'time',
@@ -201,7 +204,7 @@ class TestTable:
             harness.Goal('time', 'new', 2.0),
             harness.Goal('time', 'new', 1.3, 'rival'),
         ]
-        rows = harness.evaluate(bench(goals=goals), rounds)
+        rows = verdicts.evaluate(bench(goals=goals), rounds)
         found = [
             (row.contender, row.against, row.ratio, row.is_met) for row in rows
         ]
@@ -257,7 +260,7 @@ class TestCases:
         rounds = harness.measure(
             pair, 3, cases=['a', 'b'], tell=lambda line: None
         )
-        rows = harness.evaluate(bench(metrics=self.METRICS), rounds)
+        rows = verdicts.evaluate(bench(metrics=self.METRICS), rounds)
         assert {row.cpu_seconds for row in rows} == {7.0}
 
     def test_who_has_none_of_the_cases_is_not_even_prepared(self):
@@ -291,10 +294,10 @@ class TestCases:
                 lambda work, kind=kind: [kind('old', 'a', 'b', calls=[])],
             )
             if error is None:
-                harness.smoke(sample, work=tmp_path, tell=lambda line: None)
+                runs.smoke(sample, work=tmp_path, tell=lambda line: None)
                 continue
             with pytest.raises(error):
-                harness.smoke(sample, work=tmp_path, tell=lambda line: None)
+                runs.smoke(sample, work=tmp_path, tell=lambda line: None)
 
 
 class TestRun:
@@ -305,7 +308,7 @@ class TestRun:
             goals=[harness.Goal('time', 'new', 1.5)],
         )
         lines = []
-        assert harness.run(
+        assert runs.run(
             pair, work=tmp_path, results=tmp_path, tell=lines.append
         )
         saved = json.loads((tmp_path / 'sample.json').read_text())
@@ -320,14 +323,14 @@ class TestRun:
             Contender('new', *times(1, 1, 1)),
             goals=[harness.Goal('time', 'new', 4)],
         )
-        assert not harness.run(
+        assert not runs.run(
             pair, work=tmp_path, results=tmp_path, tell=lambda line: None
         )
 
     def test_too_few_rounds_are_refused_before_anything_runs(self, tmp_path):
         old = Contender('old')
         with pytest.raises(harness.TooFewRounds):
-            harness.run(
+            runs.run(
                 bench(old, rounds=5), work=tmp_path, results=tmp_path, rounds=2
             )
         assert old.calls == []
