@@ -265,12 +265,7 @@ class SqlCatalog(api.Catalog):
         self, blob_id: str, *, project_id: str | None = None, secret: str = ''
     ) -> None:
         def drop(session: orm.Session) -> None:
-            blob = models.Blob
-            found = session.scalar(
-                sa.select(blob).where(blob.id == blob_id).with_for_update()
-            )
-            if found is None or found.state == api.State.TOMBSTONE:
-                raise rows.no_blob(blob_id)
+            found = rows.live(session, blob_id, is_locking=True)
             if project_id is not None and found.project_id != project_id:
                 raise exceptions.Forbidden(
                     f'blob "{blob_id}" belongs to another project'
@@ -293,13 +288,7 @@ class SqlCatalog(api.Catalog):
 
     def delete_version(self, blob_id: str, number: int) -> None:
         def drop(session: orm.Session) -> None:
-            found = session.scalar(
-                sa.select(models.Blob)
-                .where(models.Blob.id == blob_id)
-                .with_for_update()
-            )
-            if found is None or found.state == api.State.TOMBSTONE:
-                raise rows.no_blob(blob_id)
+            found = rows.live(session, blob_id, is_locking=True)
             if number in (found.head, found.pinned):
                 raise exceptions.Conflict(
                     f'version {number} of blob "{blob_id}" is its newest, or '

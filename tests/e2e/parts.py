@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -251,24 +250,6 @@ def outcome(admin, server_id, action):
         ]
 
     return '\n'.join(until(ended, 60, f'{action} of {server_id} to fail'))
-
-
-def client(*arguments):
-    """The ordinary client; what it printed."""
-    environment = {
-        **os.environ,
-        'OS_CLIENT_CONFIG_FILE': str(settings.CLOUDS),
-        'OS_CLOUD': 'allinone',
-    }
-    done = subprocess.run(
-        [str(settings.OPENSTACK / 'bin/openstack'), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 # Our parts

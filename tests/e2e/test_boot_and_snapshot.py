@@ -16,6 +16,7 @@ import pathlib
 import parts
 import pytest
 from cloud.api import ApiError
+from cloud.tenant import openstack
 from cloud.tenant import until
 
 
@@ -173,7 +174,7 @@ def test_a_stopped_server_whose_image_is_gone_becomes_an_image(demo, story):
 def test_a_downloaded_snapshot_is_the_disk_byte_for_byte(story):
     path = pathlib.Path('/var/tmp/downloaded.raw')
     try:
-        parts.client(*('image', 'save', '--file', str(path), story.stopped))
+        openstack('image', 'save', '--file', str(path), story.stopped)
         assert path.stat().st_size == 1 << 30
         assert parts.digest(path) == story.first.disk_digest()
     finally:

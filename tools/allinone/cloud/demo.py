@@ -18,7 +18,6 @@ taken by asking the APIs, since the client's own start takes seconds.
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 import re
 import shlex
@@ -35,6 +34,7 @@ from cloud import settings
 from cloud.api import ApiError
 from cloud.tenant import Failed
 from cloud.tenant import Tenant
+from cloud.tenant import openstack
 
 MIB = 1 << 20
 WRITE = """\
@@ -71,21 +71,7 @@ class Demo:
     def client(self, *arguments: str) -> str:
         """Run one command of the client, shown first."""
         print(f'\n$ openstack {shlex.join(arguments)}', flush=True)
-        environment = {
-            **os.environ,
-            'OS_CLIENT_CONFIG_FILE': str(settings.CLOUDS),
-            'OS_CLOUD': 'allinone',
-        }
-        done = subprocess.run(
-            [str(settings.OPENSTACK / 'bin/openstack'), *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-        if done.returncode:
-            raise Failed(f'"openstack {arguments[0]}": {done.stdout.strip()}')
-        return done.stdout
+        return openstack(*arguments)
 
     def watched(
         self, appeared: Callable[[], Any], *arguments: str

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import pathlib
 import re
+import subprocess
 import time
 from typing import Any
 
@@ -211,6 +213,27 @@ class Tenant(api.Client):
             return False
 
         until(gone, seconds, f'server {server_id} to be gone')
+
+
+def openstack(*arguments: str) -> str:
+    """Run the ordinary client as a user would; what it printed.
+
+    :raises Failed: with what it printed, if it ended in an error
+    """
+    done = subprocess.run(
+        [str(settings.OPENSTACK / 'bin/openstack'), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={
+            **os.environ,
+            'OS_CLIENT_CONFIG_FILE': str(settings.CLOUDS),
+            'OS_CLOUD': 'allinone',
+        },
+    )
+    if done.returncode:
+        raise Failed(f'"openstack {arguments[0]}": {done.stdout.strip()}')
+    return done.stdout
 
 
 def until(question: Any, seconds: float, what: str) -> Any:
