@@ -220,6 +220,8 @@ def files(*patterns: str, shebang: str = '') -> list[str]:
 def pytest(*arguments: str) -> list[str]:
     return ['python', '-m', 'pytest', '--skips-fail'] + [
         '--continue-on-collection-errors',
+        '--durations=20',
+        '--durations-min=1',
         *arguments,
     ]
 
