@@ -29,8 +29,8 @@ down() {
 plan() {
     local cost='nothing to download'
     if ! compgen -G "$cache/layers/debian-*.complete" >/dev/null; then
-        cost='about 550 MB to download (Debian packages, Python packages,
-     crates) and 3.5 GB of disk, once'
+        cost='about 650 MB to download (Debian packages, Python packages,
+     crates) and 4 GB of disk, once'
     elif [ ! -d "$cache/instances/demo" ]; then
         cost='about 1 GB of disk'
     fi

@@ -16,7 +16,7 @@
 # folder of the cache, bound into the view. Sourced by root.sh.
 
 # Folders of the instance that are plain folders of the host's file system.
-readonly PLAIN='/src /tmp /var/tmp /var/lib/mysql /var/lib/rabbitmq
+readonly PLAIN='/src /tmp /var/tmp /var/lib/ceph /var/lib/mysql /var/lib/rabbitmq
 /var/lib/glance /var/lib/nova /var/lib/lazyimage /var/lib/keystone
 /var/lib/placement /var/log /root'
 
