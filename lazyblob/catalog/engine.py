@@ -17,21 +17,32 @@ transaction at a SELECT and a lock that is upgraded later can fail halfway;
 It runs in WAL mode: readers (an agent's lookups, ``lazyimage ls``) never wait
 for a writer, and a commit is one fsync instead of three. Its price is that
 the file cannot live on NFS and that a copy of a running catalog is made with
-``sqlite3 ... .backup``.
+``sqlite3 ... .backup``. Transactions are serial.
 
-MariaDB: the default isolation. A compare-and-swap is the first statement of
-its transaction, so it sees the newest row whatever the isolation is.
+MariaDB and PostgreSQL: READ COMMITTED, said to the server and not left to its
+default. A statement sees what is committed when it begins, and a locking one
+the newest row that it had to wait for. So an operation decides only by what
+it has locked (a compare-and-swap is an UPDATE and its transaction's first
+statement), and rows that have to agree are read by one statement. What
+REPEATABLE READ adds would harm: MariaDB's gap locks make strangers deadlock,
+its snapshot shows a publish that waited the past (or, with
+``innodb_snapshot_isolation``, which releases before 11.6 leave off, fails
+it), and PostgreSQL fails it always.
 
-Passing conflicts between transactions (deadlock, lock wait, Galera's
-certification, MariaDB's "record has changed") are repeated here; everything
-else that the network or the server did is :class:`CatalogUnavailable`.
+On Galera reads wait for what other nodes committed (``wsrep_sync_wait``).
+PostgreSQL's ``synchronous_commit`` is switched on for our sessions; that
+MariaDB's ``innodb_flush_log_at_trx_commit`` is 1 is the operator's.
+
+Passing failures are repeated here, :mod:`lazyblob.catalog.passing` says
+which; everything else that the network or the server did is
+:class:`CatalogUnavailable`.
 
 Threads: one engine serves them all. A fork gets connections of its own.
 """
 
+import logging
 import os
 import pathlib
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -44,21 +55,22 @@ from sqlalchemy import orm
 
 from lazyblob import exceptions
 from lazyblob import urls
+from lazyblob.catalog import passing
 
+LOG = logging.getLogger(__name__)
 T = TypeVar('T')
 
 _BUSY_TIMEOUT_SECONDS = 30
-_TRIES_MAX = 8
-_PAUSE_SECONDS_MAX = 0.5
-# Deadlock, lock wait timeout, record has changed since last read.
-_MYSQL_CONFLICTS = (1213, 1205, 1020)
-_MYSQL_NO_TABLE = 1146
-_POSTGRESQL_CONFLICTS = ('40001', '40P01')
+_LOCK_SECONDS_MAX = 20
+_CONNECT_SECONDS_MAX = 10
+# Of a server that is silent, longer than any lock is waited for.
+_ANSWER_SECONDS_MAX = 60
+_ISOLATION = 'READ COMMITTED'
 
 
 def sqlite_path(url: str) -> pathlib.Path | None:
     """The file of a SQLite catalog; None for other databases."""
-    parsed = sa.make_url(url)
+    parsed = _parsed(url)
     if parsed.get_backend_name() != 'sqlite':
         return None
     if not parsed.database or not parsed.database.startswith('/'):
@@ -68,13 +80,20 @@ def sqlite_path(url: str) -> pathlib.Path | None:
     return pathlib.Path(parsed.database)
 
 
+def _parsed(url: str) -> sa.URL:
+    """``postgresql://`` is our driver, whatever SQLAlchemy's default is."""
+    parsed = sa.make_url(url)
+    if parsed.drivername == 'postgresql':
+        return parsed.set(drivername='postgresql+psycopg')
+    return parsed
+
+
 def create(url: str) -> sa.Engine:
     """:raises InvalidConfiguration: no such dialect, or not a URL"""
     try:
         path = sqlite_path(url)
         if path is None:
-            # MariaDB closes idle connections; asking first is one round trip.
-            return sa.create_engine(url, pool_pre_ping=True, pool_recycle=1800)
+            return _create_for_server(url)
         engine = sa.create_engine(
             url,
             connect_args={
@@ -89,6 +108,47 @@ def create(url: str) -> sa.Engine:
     event.listen(engine, 'connect', _prepare_sqlite)
     event.listen(engine, 'begin', _begin_sqlite)
     return engine
+
+
+def _create_for_server(url: str) -> sa.Engine:
+    backend = _parsed(url).get_backend_name()
+    arguments: dict[str, Any] = {'connect_timeout': _CONNECT_SECONDS_MAX}
+    if backend == 'postgresql':
+        arguments['tcp_user_timeout'] = _ANSWER_SECONDS_MAX * 1000
+        # Prepared statements are a connection's; poolers mix those up.
+        arguments['prepare_threshold'] = None
+    else:
+        arguments['read_timeout'] = _ANSWER_SECONDS_MAX
+        arguments['write_timeout'] = _ANSWER_SECONDS_MAX
+    engine = sa.create_engine(
+        _parsed(url),
+        isolation_level=_ISOLATION,
+        # Servers close idle connections; asking first is one round trip.
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        connect_args=arguments,
+    )
+    prepare = _prepare_mysql
+    if backend == 'postgresql':
+        prepare = _prepare_postgresql
+    event.listen(engine, 'connect', prepare)
+    return engine
+
+
+def _prepare_mysql(connection: Any, _record: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f'SET SESSION innodb_lock_wait_timeout={_LOCK_SECONDS_MAX}'
+        )
+        if 'mariadb' in connection.get_server_info().lower():
+            cursor.execute('SET SESSION wsrep_sync_wait=7')
+
+
+def _prepare_postgresql(connection: Any, _record: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET lock_timeout='{_LOCK_SECONDS_MAX}s'")
+        cursor.execute('SET synchronous_commit=on')
+    connection.commit()
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
@@ -115,7 +175,7 @@ class Database:
         self._lock = threading.Lock()
         self._engine: sa.Engine | None = None
         self._process_id = 0
-        sa.make_url(url)
+        _parsed(url)
 
     @property
     def engine(self) -> sa.Engine:
@@ -152,7 +212,8 @@ class Database:
     def _run(
         self, operation: Callable[[orm.Session], T], *, is_reading: bool
     ) -> T:
-        for left in reversed(range(_TRIES_MAX)):
+        pauses = passing.pauses(passing.PATIENCE_SECONDS)
+        while True:
             engine = self.engine.execution_options(is_reading=is_reading)
             try:
                 with orm.Session(engine, expire_on_commit=False) as session:
@@ -161,19 +222,21 @@ class Database:
             except sa_exc.IntegrityError:
                 raise
             except sa_exc.DBAPIError as exc:
-                if not (left and _is_conflict(exc)):
+                pause_seconds = None
+                if passing.kind(exc) is not passing.Failure.FINAL:
+                    pause_seconds = next(pauses, None)
+                if pause_seconds is None:
                     raise self._failed(exc) from exc
-                # Jittered, so that rivals do not meet again.
-                time.sleep(random.uniform(0, _PAUSE_SECONDS_MAX))  # noqa: S311
+                LOG.debug('Trying again in %.2f s: %s', pause_seconds, exc)
+                time.sleep(pause_seconds)
             except sa_exc.SQLAlchemyError as exc:
                 raise exceptions.CatalogUnavailable(
                     f'catalog "{self._masked}" failed: {exc}'
                 ) from exc
-        raise AssertionError('unreachable')
 
     def _failed(self, exc: sa_exc.DBAPIError) -> exceptions.LazyBlobError:
         reason = str(exc.orig).splitlines()[0] if str(exc.orig) else repr(exc)
-        if 'no such table' in reason or _code(exc) == _MYSQL_NO_TABLE:
+        if passing.is_no_table(exc):
             return exceptions.NotFound(
                 f'no repository in "{self._masked}"; run "lazyimage init", '
                 f'or correct the catalog\'s URL'
@@ -182,15 +245,3 @@ class Database:
             f'catalog "{self._masked}" did not answer: {reason}; check the '
             f'database, its URL and rights, then try again'
         )
-
-
-def _code(exc: sa_exc.DBAPIError) -> object:
-    arguments = getattr(exc.orig, 'args', ())
-    return arguments[0] if arguments else None
-
-
-def _is_conflict(exc: sa_exc.DBAPIError) -> bool:
-    return (
-        _code(exc) in _MYSQL_CONFLICTS
-        or getattr(exc.orig, 'sqlstate', None) in _POSTGRESQL_CONFLICTS
-    )

@@ -118,8 +118,9 @@ def clone(
     session: orm.Session, new: NewBlob, source: str, number: int | None
 ) -> api.Version:
     """The root is copied: deleting the source never touches the clone."""
-    # Locked, so that no delete of the source comes in between.
-    origin = session.get(models.Blob, source, with_for_update=True)
+    # Locked, so that no delete of the source comes in between; shared, so
+    # that the clones of one image do not queue for one another's fsync.
+    origin = session.get(models.Blob, source, with_for_update={'read': True})
     if origin is None or origin.state == api.State.TOMBSTONE:
         raise rows.no_blob(source)
     version = rows.existing(session, origin, number)
@@ -155,7 +156,15 @@ def cloned(
         or found.state == api.State.TOMBSTONE
     ):
         raise rows.taken(found)
-    first = session.get(models.Version, (new.id, 1))
+    first = session.scalar(
+        sa.select(models.Version)
+        .where(models.Version.blob_id == new.id)
+        .order_by(
+            (models.Version.number != 1).cast(sa.Integer),
+            models.Version.number.desc(),
+        )
+        .limit(1)
+    )
     return rows.version(first or rows.existing(session, found, None))
 
 

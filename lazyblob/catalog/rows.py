@@ -82,6 +82,26 @@ def existing(
     return found
 
 
+def named(
+    session: orm.Session, blob_id: str, number: int | None
+) -> models.Version:
+    """A version, or the head, by one statement: they agree with one another.
+
+    :raises NotFound: no such blob or version
+    """
+    wanted: Any = models.Blob.head if number is None else number
+    found = session.scalar(
+        sa.select(models.Version)
+        .join(models.Blob)
+        .where(
+            models.Blob.id == blob_id,
+            models.Blob.state != api.State.TOMBSTONE.value,
+            models.Version.number == wanted,
+        )
+    )
+    return found or existing(session, live(session, blob_id), number)
+
+
 def has_versions(session: orm.Session, blob_id: str) -> bool:
     return bool(
         session.scalar(

@@ -9,17 +9,23 @@
 # WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 # License for the specific language governing permissions and limitations
 # under the License.
-"""The catalog in a database: SQLite, MariaDB; PostgreSQL has its place.
+"""The catalog in a database: SQLite, MariaDB or PostgreSQL.
 
 Each operation is one transaction; the check of a compare-and-swap stands in
 the WHERE of the UPDATE that is the transaction's first statement (contract
 22). Whoever finds no row matched learns why afterwards, in the same
-transaction, and a repeated commit id learns what its first try achieved.
+transaction.
+
+An operation may run twice although it was called once: its connection was
+lost after the commit was sent (:mod:`lazyblob.catalog.engine`). The second
+run then meets the first's work, and answers as the first would have: by the
+id of blob, commit or session, and a deletion by what it had seen to delete.
 
 Threads: all of them; see :mod:`lazyblob.catalog.engine`.
 """
 
 import contextlib
+import datetime
 import threading
 
 import sqlalchemy as sa
@@ -138,19 +144,18 @@ class SqlCatalog(api.Catalog):
 
     def version(self, blob_id: str, number: int | None = None) -> api.Version:
         return self._database.read(
-            lambda session: rows.version(
-                rows.existing(session, rows.live(session, blob_id), number)
-            )
+            lambda session: rows.version(rows.named(session, blob_id, number))
         )
 
     def versions(self, blob_id: str) -> list[api.Version]:
         def look(session: orm.Session) -> list[api.Version]:
-            rows.live(session, blob_id)
             found = session.scalars(
                 sa.select(models.Version)
                 .where(models.Version.blob_id == blob_id)
                 .order_by(models.Version.number)
-            )
+            ).all()
+            if not found:
+                rows.live(session, blob_id)
             return [rows.version(row) for row in found]
 
         return self._database.read(look)
@@ -264,13 +269,23 @@ class SqlCatalog(api.Catalog):
     def delete(
         self, blob_id: str, *, project_id: str | None = None, secret: str = ''
     ) -> None:
+        seen: list[datetime.datetime] = []
+
         def drop(session: orm.Session) -> None:
-            found = rows.live(session, blob_id, is_locking=True)
+            try:
+                found = rows.live(session, blob_id, is_locking=True)
+            except exceptions.NotFound:
+                if seen:
+                    return  # By an earlier run, whose end was not heard of.
+                raise
+            if seen and found.created_at != seen[0]:
+                return  # And made again since.
             if project_id is not None and found.project_id != project_id:
                 raise exceptions.Forbidden(
                     f'blob "{blob_id}" belongs to another project'
                 )
             rows.check_secret(found, secret)
+            seen[:] = [found.created_at]
             session.execute(
                 sa.delete(models.Version).where(
                     models.Version.blob_id == blob_id
@@ -287,14 +302,24 @@ class SqlCatalog(api.Catalog):
         self._database.write(drop)
 
     def delete_version(self, blob_id: str, number: int) -> None:
+        was_seen = False
+
         def drop(session: orm.Session) -> None:
-            found = rows.live(session, blob_id, is_locking=True)
+            nonlocal was_seen
+            try:
+                found = rows.live(session, blob_id, is_locking=True)
+                version = rows.existing(session, found, number)
+            except exceptions.NotFound:
+                if was_seen:
+                    return  # As in delete.
+                raise
             if number in (found.head, found.pinned):
                 raise exceptions.Conflict(
                     f'version {number} of blob "{blob_id}" is its newest, or '
                     f'an attached disk reads it; delete the blob instead'
                 )
-            session.delete(rows.existing(session, found, number))
+            session.delete(version)
+            was_seen = True
 
         self._database.write(drop)
 

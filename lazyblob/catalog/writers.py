@@ -59,11 +59,11 @@ def swap_head(
     secret: str,
     session_id: str,
 ) -> models.Blob | None:
-    """Move the head on from its parent; None: something stands against it."""
+    """Move the head on from its parent; None: something stands against it.
+
+    :raises Conflict: the writer's session has ended
+    """
     blob = models.Blob
-    alive = sa.exists().where(
-        models.Session.id == session_id, models.Session.ended_at.is_(None)
-    )
     matched = session.execute(
         sa.update(blob)
         .where(
@@ -72,11 +72,33 @@ def swap_head(
             blob.head == parent,
             blob.secret == rows.hashed(secret),
             blob.state != api.State.TOMBSTONE.value,
-            alive,
         )
         .values(head=parent + 1)
     )
-    return rows.live(session, blob_id) if rows.count(matched) else None
+    if not rows.count(matched):
+        return None
+    _hold_session(session, blob_id, session_id)
+    return rows.live(session, blob_id)
+
+
+def _hold_session(session: orm.Session, blob_id: str, session_id: str) -> None:
+    """The writer's session is alive, and stays so until the commit.
+
+    Locked, not only looked at: who ends it in this moment waits, so that the
+    collector, which acts once it has ended, sees what was published.
+    """
+    found = session.scalar(
+        sa.select(models.Session.id)
+        .where(
+            models.Session.id == session_id, models.Session.ended_at.is_(None)
+        )
+        .with_for_update(read=True)
+    )
+    if found is None:
+        raise exceptions.Conflict(
+            f'the writer\'s session for blob "{blob_id}" has ended; commit '
+            f'again'
+        )
 
 
 def drop(session: orm.Session, blob: models.Blob, number: int) -> None:
@@ -100,8 +122,8 @@ def landed_before(
 ) -> api.Version:
     """What the first try of this commit achieved, or why this one cannot.
 
-    Read with locks: MariaDB's snapshot began when the UPDATE looked for the
-    session, before it waited for whoever was first.
+    Read with locks: what the UPDATE did not match must not change before it
+    is explained.
     """
     blob = rows.live(session, blob_id, is_locking=True)
     found = rows.commit(session, blob_id, commit_id, is_locking=True)
@@ -118,6 +140,7 @@ def landed_before(
             f'{parent}; attach it again'
         )
     rows.check_secret(blob, secret)
-    raise exceptions.Conflict(
-        f'the writer\'s session for blob "{blob_id}" has ended; commit again'
+    # What stood against it is over: a claim that was repeated, say.
+    raise exceptions.StaleWriter(
+        f'blob "{blob_id}" changed hands meanwhile; attach it again'
     )

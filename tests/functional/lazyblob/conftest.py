@@ -9,108 +9,76 @@
 # WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 # License for the specific language governing permissions and limitations
 # under the License.
-"""A real MariaDB, started for these tests as an ordinary process."""
+"""What the tests of the library on real servers share."""
 
-import os
+import itertools
 import pathlib
-import pwd
-import shutil
-import subprocess
+import signal
 import sys
-import time
 
 import pytest
 
+from lazyblob.catalog import engine
+from lazyblob.catalog import models
+from lazyblob.catalog import schema
+
+# The servers are a module that these tests load by its name.
+HERE = pathlib.Path(__file__).parent
 CONTRACTS = pathlib.Path(__file__).parents[2] / 'unit' / 'lazyblob'
-sys.path.insert(0, str(CONTRACTS))
+sys.path[:0] = [str(CONTRACTS), str(HERE)]
 pytest.register_assert_rewrite('catalog_contract', 'store_contract')
 
-START_SECONDS_MAX = 60
-_PLACES = ':/usr/sbin:/usr/local/sbin:/usr/libexec'
+import databases  # noqa: E402 - found by the line above
+
+SERVERS = (databases.MariaDB, databases.PostgreSQL)
+_numbers = itertools.count(1)
 
 
-def _program(*names):
-    for name in names:
-        found = shutil.which(name, path=os.environ['PATH'] + _PLACES)
-        if found:
-            return found
-    pytest.fail(
-        f'{names[0]} is not installed; install it (Debian: '
-        f'mariadb-server-core, mariadb-client-core)',
-        pytrace=False,
-    )
+def _server(kind, tmp_path_factory):
+    made = kind(tmp_path_factory.mktemp(kind.name))
+    yield made
+    made.end(signal.SIGTERM)
 
 
 @pytest.fixture(scope='session')
 def mariadb(tmp_path_factory):
-    """A function of a database's name that makes it and answers its URL."""
-    server = _program('mariadbd', 'mysqld')
-    install = _program('mariadb-install-db', 'mysql_install_db')
-    folder = tmp_path_factory.mktemp('mariadb')
-    as_user = []
-    if os.geteuid() == 0:
-        # It refuses to run as root, and everything on the way must be open.
-        user = pwd.getpwnam('nobody')
-        as_user = ['--user=nobody']
-        os.chown(folder, user.pw_uid, user.pw_gid)
-        for parent in folder.parents:
-            if parent.stat().st_uid == 0 and parent != pathlib.Path('/tmp'):
-                parent.chmod(parent.stat().st_mode | 0o011)
-    data = folder / 'data'
-    subprocess.run(
-        [
-            install,
-            '--no-defaults',
-            f'--datadir={data}',
-            '--auth-root-authentication-method=normal',
-            '--skip-test-db',
-            *as_user,
-        ],
-        check=True,
-        capture_output=True,
+    yield from _server(databases.MariaDB, tmp_path_factory)
+
+
+@pytest.fixture(scope='session')
+def postgresql(tmp_path_factory):
+    yield from _server(databases.PostgreSQL, tmp_path_factory)
+
+
+@pytest.fixture(scope='session', params=[kind.name for kind in SERVERS])
+def server(request):
+    """Each real server in turn."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def empty_database(server):
+    """URL of a database without tables."""
+    return server.create(f'database_{next(_numbers)}')
+
+
+@pytest.fixture(scope='session')
+def initialised(server):
+    made = server.create(f'catalog_{next(_numbers)}')
+    schema.initialise(
+        made, chunk_store='file:///chunks', dedupe_scope='repository'
     )
-    socket = folder / 'socket'
-    with open(folder / 'log', 'wb') as log:
-        process = subprocess.Popen(
-            [
-                server,
-                '--no-defaults',
-                f'--datadir={data}',
-                f'--socket={socket}',
-                '--skip-networking',
-                '--innodb-flush-log-at-trx-commit=1',
-                '--innodb-buffer-pool-size=32M',
-                *as_user,
-            ],
-            stdout=log,
-            stderr=log,
-        )
-
-    def make(name):
-        import pymysql
-
-        connection = pymysql.connect(
-            unix_socket=str(socket), user='root', autocommit=True
-        )
-        with connection, connection.cursor() as cursor:
-            cursor.execute(f'CREATE DATABASE {name}')
-        return f'mysql+pymysql://root@localhost/{name}?unix_socket={socket}'
-
-    try:
-        _wait_for(process, make, folder / 'log')
-        yield make
-    finally:
-        process.terminate()
-        process.wait()
+    return made
 
 
-def _wait_for(process, make, log):
-    deadline = time.monotonic() + START_SECONDS_MAX
-    while True:
-        try:
-            make('first')
-            return
-        except Exception as exc:
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f'MariaDB did not start: {exc}; {log.read_text()}')
-            time.sleep(0.1)
+@pytest.fixture
+def url(initialised):
+    """URL of an empty catalog."""
+    yield initialised
+    # Emptied for the next test, which is quicker than made anew.
+    bind = engine.create(initialised)
+    with bind.begin() as connection:
+        for table in reversed(models.Base.metadata.sorted_tables):
+            if table.name != 'repository':
+                connection.execute(table.delete())
+    bind.dispose()

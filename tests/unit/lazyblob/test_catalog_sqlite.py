@@ -25,6 +25,7 @@ import sqlalchemy as sa
 from lazyblob import exceptions
 from lazyblob.catalog import engine
 from lazyblob.catalog import models
+from lazyblob.catalog import passing
 from lazyblob.catalog import schema
 from lazyblob.catalog import sql
 
@@ -145,7 +146,8 @@ def test_a_url_that_cannot_work_is_refused(url):
         sql.SqlCatalog(url).repository()
 
 
-def test_passwords_are_not_told():
+def test_passwords_are_not_told(monkeypatch):
+    monkeypatch.setattr(passing, 'PATIENCE_SECONDS', 0.1)
     catalog = sql.SqlCatalog('mysql+pymysql://user:hunter2@127.0.0.1:1/x')
     with pytest.raises(exceptions.CatalogUnavailable) as caught:
         catalog.repository()

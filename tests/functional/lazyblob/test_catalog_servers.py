@@ -9,9 +9,8 @@
 # WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 # License for the specific language governing permissions and limitations
 # under the License.
-"""The catalog in a real MariaDB."""
+"""The catalog in real servers: MariaDB, PostgreSQL."""
 
-import itertools
 import threading
 
 import alembic.autogenerate
@@ -19,33 +18,11 @@ import alembic.migration
 import catalog_contract
 import pytest
 
+from lazyblob import exceptions
 from lazyblob.catalog import engine
 from lazyblob.catalog import models
 from lazyblob.catalog import schema
 from lazyblob.catalog import sql
-
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope='module')
-def initialised(mariadb):
-    made = mariadb(f'catalog_{next(_numbers)}')
-    schema.initialise(
-        made, chunk_store='file:///chunks', dedupe_scope='repository'
-    )
-    return made
-
-
-@pytest.fixture
-def url(initialised):
-    yield initialised
-    # Emptied for the next test, which is quicker than made anew.
-    bind = engine.create(initialised)
-    with bind.begin() as connection:
-        for table in reversed(models.Base.metadata.sorted_tables):
-            if table.name != 'repository':
-                connection.execute(table.delete())
-    bind.dispose()
 
 
 @pytest.fixture
@@ -53,21 +30,43 @@ def open_catalog(url):
     return lambda: sql.SqlCatalog(url)
 
 
-class TestMariaDB(catalog_contract.CatalogContract):
+class TestServers(catalog_contract.CatalogContract):
     """The contract."""
 
 
-def test_the_migrations_lead_to_the_models_and_back(mariadb):
-    url = mariadb('migrated')
-    schema.upgrade(url)
-    bind = engine.create(url)
+def test_the_migrations_lead_to_the_models_and_back(empty_database):
+    schema.upgrade(empty_database)
+    bind = engine.create(empty_database)
     with bind.connect() as connection:
         context = alembic.migration.MigrationContext.configure(connection)
         assert not alembic.autogenerate.compare_metadata(
             context, models.Base.metadata
         )
-    schema.downgrade(url, 'base')
-    schema.upgrade(url)
+    bind.dispose()
+    schema.downgrade(empty_database, 'base')
+    schema.upgrade(empty_database)
+
+
+def test_a_database_without_tables_is_no_repository(empty_database):
+    catalog = sql.SqlCatalog(empty_database)
+    with pytest.raises(exceptions.NotFound, match='lazyimage init'):
+        catalog.repository()
+    catalog.close()
+
+
+def test_transactions_see_what_is_committed(url, server):
+    """Of MariaDB's default, snapshots, nothing may be left in force."""
+    bind = engine.create(url)
+    with bind.connect() as connection:
+        assert connection.get_isolation_level() == 'READ COMMITTED'
+        look = {
+            'mariadb': 'SELECT @@innodb_lock_wait_timeout, @@wsrep_sync_wait',
+            'postgresql': "SELECT current_setting('lock_timeout'), "
+            "current_setting('synchronous_commit')",
+        }
+        found = connection.exec_driver_sql(look[server.name]).one()
+    bind.dispose()
+    assert found in [(20, 7), ('20s', 'on')]
 
 
 def test_many_writers_of_many_blobs_do_not_hinder_one_another(open_catalog):
