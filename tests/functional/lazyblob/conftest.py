@@ -15,6 +15,7 @@ import itertools
 import pathlib
 import signal
 import sys
+import tempfile
 
 import pytest
 
@@ -34,20 +35,21 @@ SERVERS = (databases.MariaDB, databases.PostgreSQL)
 _numbers = itertools.count(1)
 
 
-def _server(kind, tmp_path_factory):
-    made = kind(tmp_path_factory.mktemp(kind.name))
-    yield made
-    made.end(signal.SIGTERM)
+def _server(kind):
+    with tempfile.TemporaryDirectory(prefix=kind.name) as folder:
+        made = kind(pathlib.Path(folder))
+        yield made
+        made.end(signal.SIGTERM)
 
 
 @pytest.fixture(scope='session')
-def mariadb(tmp_path_factory):
-    yield from _server(databases.MariaDB, tmp_path_factory)
+def mariadb():
+    yield from _server(databases.MariaDB)
 
 
 @pytest.fixture(scope='session')
-def postgresql(tmp_path_factory):
-    yield from _server(databases.PostgreSQL, tmp_path_factory)
+def postgresql():
+    yield from _server(databases.PostgreSQL)
 
 
 @pytest.fixture(scope='session', params=[kind.name for kind in SERVERS])

@@ -33,7 +33,11 @@ _PLACES = ':/usr/sbin:/usr/local/sbin:/usr/libexec'
 
 
 class Server(abc.ABC):
-    """One server, running."""
+    """One server, running.
+
+    :param folder: below one that anybody may enter, which those of pytest
+        are not: each pytest that starts closes them to others again
+    """
 
     name: str
     user: str
@@ -43,9 +47,10 @@ class Server(abc.ABC):
         self.folder = folder
         self.data = folder / 'data'
         self.process: subprocess.Popen | None = None
+        self._engines: dict[str, sa.Engine] = {}
         self._as_user: dict = {}
         if os.geteuid() == 0:
-            # They refuse to run as root; everything on the way must be open.
+            # They refuse to run as root.
             user = pwd.getpwnam('nobody')
             self._as_user = {
                 'user': user.pw_uid,
@@ -53,10 +58,6 @@ class Server(abc.ABC):
                 'extra_groups': [],
             }
             os.chown(folder, user.pw_uid, user.pw_gid)
-            for parent in folder.parents:
-                status = parent.stat()
-                if status.st_uid == 0 and parent != pathlib.Path('/tmp'):
-                    parent.chmod(status.st_mode | 0o011)
         self.install()
         self.start()
 
@@ -77,7 +78,12 @@ class Server(abc.ABC):
         """What ends a connection."""
 
     ADMIN: str  # the database that always exists
-    OWN_ID: str  # what a connection's id is
+    BLOCKED: str  # what answers a row while a transaction waits for a lock
+
+    def wait_until_blocked(self) -> None:
+        while not self.execute(self.BLOCKED):
+            # MariaDB answers from a cache that who asks often keeps.
+            time.sleep(0.15)
 
     def run(self, *command: str) -> None:
         done = subprocess.run(
@@ -110,11 +116,15 @@ class Server(abc.ABC):
 
     def execute(self, *statements: str, database: str = '') -> list:
         """As an administrator; the rows of the last that answers some."""
-        engine = sa.create_engine(
-            self.url(database or self.ADMIN),
-            isolation_level='AUTOCOMMIT',
-            poolclass=sa.NullPool,
-        )
+        database = database or self.ADMIN
+        engine = self._engines.get(database)
+        if engine is None:
+            engine = self._engines[database] = sa.create_engine(
+                self.url(database),
+                isolation_level='AUTOCOMMIT',
+                pool_pre_ping=True,
+                pool_size=1,
+            )
         rows: list = []
         with engine.connect() as connection:
             for statement in statements:
@@ -129,6 +139,8 @@ class Server(abc.ABC):
 
     def end(self, with_signal: int) -> None:
         assert self.process is not None
+        while self._engines:
+            self._engines.popitem()[1].dispose()
         self.process.send_signal(with_signal)
         self.process.wait()
 
@@ -141,7 +153,10 @@ class Server(abc.ABC):
 class MariaDB(Server):
     name = 'mariadb'
     ADMIN = 'mysql'
-    OWN_ID = 'SELECT CONNECTION_ID()'
+    BLOCKED = (
+        'SELECT 1 FROM information_schema.innodb_trx '
+        "WHERE trx_state = 'LOCK WAIT'"
+    )
 
     def install(self) -> None:
         self.socket = self.folder / 'socket'
@@ -175,7 +190,7 @@ class MariaDB(Server):
 class PostgreSQL(Server):
     name = 'postgresql'
     ADMIN = 'postgres'
-    OWN_ID = 'SELECT pg_backend_pid()'
+    BLOCKED = 'SELECT 1 FROM pg_locks WHERE NOT granted'
 
     def install(self) -> None:
         self.socket = self.folder / '.s.PGSQL.5432'

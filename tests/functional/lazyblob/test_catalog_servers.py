@@ -17,6 +17,7 @@ import alembic.autogenerate
 import alembic.migration
 import catalog_contract
 import pytest
+import sqlalchemy as sa
 
 from lazyblob import exceptions
 from lazyblob.catalog import engine
@@ -67,6 +68,38 @@ def test_transactions_see_what_is_committed(url, server):
         found = connection.exec_driver_sql(look[server.name]).one()
     bind.dispose()
     assert found in [(20, 7), ('20s', 'on')]
+
+
+def test_a_session_that_ends_while_publish_waits_forbids_it(
+    url, server, open_catalog
+):
+    """What the statement saw before it waited for the blob is no answer."""
+    catalog = open_catalog()
+    catalog_contract.make(catalog)
+    epoch = catalog_contract.attach(catalog)
+    outcomes = []
+
+    def publish():
+        try:
+            catalog_contract.publish(catalog, epoch)
+        except exceptions.Conflict as exc:
+            outcomes.append(str(exc))
+
+    publishing = threading.Thread(target=publish)
+    bind = sa.create_engine(url)
+    with bind.connect() as stranger:
+        stranger.exec_driver_sql(
+            "UPDATE blobs SET name = 'stranger' WHERE id = 'disk'"
+        )
+        publishing.start()
+        server.wait_until_blocked()
+        open_catalog().end_session('writer')
+        stranger.rollback()
+    publishing.join()
+    bind.dispose()
+    assert len(outcomes) == 1
+    assert 'session' in outcomes[0]
+    assert catalog.version('disk').number == 1
 
 
 def test_many_writers_of_many_blobs_do_not_hinder_one_another(open_catalog):
