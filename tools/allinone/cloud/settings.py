@@ -30,6 +30,7 @@ PORTS = {
     'neutron': 9696,
     'mariadb': 3306,
     'rabbitmq': 5672,
+    'gateway': 7480,
 }
 
 AUTH_URL = f'http://{ADDRESS}:{PORTS["keystone"]}/v3'
