@@ -24,11 +24,14 @@ that is set in neither is told from one that is: the store's group wins, then
 
 import dataclasses
 import importlib.metadata
+from collections.abc import Mapping
 from typing import Any
 
 from oslo_config import cfg
 from oslo_utils import units
 
+from lazyblob import conf as store_conf
+from lazyblob import exceptions as lazyblob_exceptions
 from lazyblob import plugins
 from lazyblob import urls
 
@@ -117,6 +120,7 @@ Images keep the size they were uploaded with, and so does whatever is
 snapshotted from them.
 """,
     ),
+    *store_conf.s3_options('blob_store_s3_'),
 ]
 
 
@@ -135,6 +139,7 @@ class Settings:
     threads: int
     chunk_size_bytes: int
     catalog_timeout_seconds: int | None = None
+    store_settings: Mapping[str, Any] | None = None
 
     @property
     def repository(self) -> tuple[str, str, str | None]:
@@ -179,6 +184,7 @@ def settings(conf: cfg.ConfigOpts, group: str | None) -> Settings:
         threads=_threads(conf, group),
         chunk_size_bytes=_chunk_size_bytes(conf, group),
         catalog_timeout_seconds=_catalog_timeout_seconds(conf, group, catalog),
+        store_settings=_store_settings(conf, group),
     )
 
 
@@ -254,6 +260,15 @@ def _catalog_timeout_seconds(
             f'{CATALOG_TIMEOUT_SECONDS_DEFAULT}',
         )
     return int(value) if catalog.startswith('rpc:') else None
+
+
+def _store_settings(conf: cfg.ConfigOpts, group: str) -> Mapping[str, Any]:
+    try:
+        return store_conf.store_settings(
+            lambda name: _value(conf, group, name), 'blob_store_'
+        )
+    except lazyblob_exceptions.InvalidConfiguration as error:
+        raise bad_configuration(group, str(error)) from error
 
 
 def _threads(conf: cfg.ConfigOpts, group: str) -> int:

@@ -79,6 +79,7 @@ class Connection:
                     self.settings.catalog,
                     transport_url=self.settings.transport_url,
                     timeout_seconds=self.settings.catalog_timeout_seconds,
+                    store_settings=self.settings.store_settings,
                 )
                 uuid = connected.info.uuid
             self._check(uuid)

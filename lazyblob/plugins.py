@@ -13,10 +13,12 @@
 
 Stevedore groups ``lazyblob.chunk_store`` and ``lazyblob.catalog``; an entry
 point's name is the scheme. A plug-in is called with the URL, a catalog also
-with ``transport_url`` (oslo.messaging's, for ``rpc://``), and must not
-connect before it is used.
+with ``transport_url`` (oslo.messaging's, for ``rpc://``), a store also with
+``settings`` if there are any for its scheme (:mod:`lazyblob.conf`). It must
+not connect before it is used.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from stevedore import driver
@@ -48,9 +50,18 @@ def _load(group: str, url: str, what: str) -> Any:
         ) from exc
 
 
-def chunk_store(url: str) -> base.ChunkStore:
-    """:raises InvalidConfiguration: no such store, or not such a URL"""
-    store: base.ChunkStore = _load(CHUNK_STORES, url, 'chunk store')(url)
+def chunk_store(
+    url: str, settings: Mapping[str, Any] | None = None
+) -> base.ChunkStore:
+    """The store of a URL.
+
+    :param settings: what stores are told beside it, by scheme
+    :raises InvalidConfiguration: no such store, or not such a URL
+    """
+    make = _load(CHUNK_STORES, url, 'chunk store')
+    own = (settings or {}).get(urls.scheme(url))
+    more = {} if own is None else {'settings': own}
+    store: base.ChunkStore = make(url, **more)
     return store
 
 

@@ -22,7 +22,8 @@ Threads: one instance serves them all. Nothing connects before it is used.
 import os
 import pathlib
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from lazyblob import chunk
 from lazyblob import commit as committing
@@ -61,6 +62,7 @@ def initialise(
     catalog_url: str,
     *,
     dedupe_scope: str = 'repository',
+    store_settings: Mapping[str, Any] | None = None,
 ) -> 'Repository':
     """Make a repository, or bring one to this release's schema.
 
@@ -75,7 +77,7 @@ def initialise(
             f'dedupe scope "{dedupe_scope}" is not one of '
             f'{", ".join(DEDUPE_SCOPES)}'
         )
-    store = plugins.chunk_store(chunk_store_url)
+    store = plugins.chunk_store(chunk_store_url, store_settings)
     store.initialise()
     schema.initialise(
         catalog_url, chunk_store=chunk_store_url, dedupe_scope=dedupe_scope
@@ -89,14 +91,18 @@ def connect(
     *,
     transport_url: str | None = None,
     timeout_seconds: int | None = None,
+    store_settings: Mapping[str, Any] | None = None,
 ) -> 'Repository':
     """A repository that exists; nothing is connected yet.
 
+    :param store_settings: what a chunk store is told beside its URL, by
+        scheme (:func:`lazyblob.conf.store_settings`); for ``s3://`` None
+        leaves it to the environment
     :param transport_url: oslo.messaging's, for a catalog over ``rpc://``
     :param timeout_seconds: how long such a catalog may take to answer
     """
     return Repository(
-        plugins.chunk_store(chunk_store_url),
+        plugins.chunk_store(chunk_store_url, store_settings),
         plugins.catalog(
             catalog_url,
             transport_url=transport_url,

@@ -19,6 +19,7 @@ and compared ever after.
 import contextlib
 import pathlib
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from oslo_log import log as logging
@@ -46,11 +47,13 @@ class Connection:
         transport_url: str | None,
         noted: pathlib.Path,
         connect: Any = None,
+        store_settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._chunk_store = chunk_store
         self._catalog = catalog
         self._transport_url = transport_url
         self._noted = noted
+        self._store_settings = store_settings
         self._connect = connect
         self._mutex = threading.Lock()
         self._repository: Any = None
@@ -73,6 +76,7 @@ class Connection:
                     self._chunk_store,
                     self._catalog,
                     transport_url=self._transport_url,
+                    store_settings=self._store_settings,
                 )
             return self._repository
 

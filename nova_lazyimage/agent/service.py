@@ -26,6 +26,7 @@ import os
 import pathlib
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from oslo_log import log as logging
@@ -83,6 +84,7 @@ class Settings:
     store_alarm_seconds: float = 5.0
     slow_request_seconds: float = 1.0
     on_full: str = 'hold'
+    store_settings: Mapping[str, Any] | None = None
 
 
 class Agent:
@@ -128,6 +130,7 @@ class Agent:
             settings.transport_url,
             self.folders.journal / 'repository',
             connect,
+            settings.store_settings,
         )
         self.chunk_store = self._repository.shown
         self.metrics = metrics.Metrics()

@@ -41,6 +41,7 @@ import urllib.parse
 from oslo_config import cfg
 from oslo_log import log as logging
 
+from lazyblob import conf as store_conf
 from lazyblob import exceptions
 from nova_lazyimage.agent import keeper
 from nova_lazyimage.agent import service
@@ -119,6 +120,9 @@ def settings(conf: cfg.ConfigOpts) -> service.Settings:
         store_alarm_seconds=agent.store_alarm_seconds,
         slow_request_seconds=agent.slow_request_seconds,
         on_full=agent.on_full,
+        store_settings=store_conf.store_settings(
+            lambda name: getattr(conf.repository, name)
+        ),
         **chosen,
     )
 

@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lazyblob import exceptions
 from nova_lazyimage.cmd import threads
@@ -32,13 +32,26 @@ _PROGRESS_SECONDS = 0.2
 _UNITS = ('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')
 
 
-def urls(
-    arguments: argparse.Namespace,
-) -> tuple[str, str, str | None]:
-    """URLs of chunk store, catalog and (for ``rpc://``) message bus.
+class Place(NamedTuple):
+    """Where a repository is.
+
+    :ivar transport_url: of the message bus, for a catalog over ``rpc://``
+    :ivar store_settings: what a chunk store is told beside its URL; None:
+        it looks into the environment
+    """
+
+    chunk_store: str
+    catalog: str
+    transport_url: str | None = None
+    store_settings: Mapping[str, Any] | None = None
+
+
+def place(arguments: argparse.Namespace) -> Place:
+    """Where the repository is that is meant.
 
     :raises InvalidConfiguration: nothing says where the repository is
     """
+    from lazyblob import conf as store_conf
     from lazyblob import repository
 
     url = arguments.repository
@@ -47,7 +60,7 @@ def urls(
     if url:
         if '://' not in url:
             url = f'file://{os.path.abspath(url)}'
-        return (*repository.urls_of(url), None)
+        return Place(*repository.urls_of(url))
     path = arguments.config_file or CONFIG_FILE
     if not os.access(path, os.R_OK):
         raise exceptions.InvalidConfiguration(
@@ -64,7 +77,12 @@ def urls(
     try:
         conf([], project='lazyimage', default_config_files=[path])
         section = conf.repository
-        return section.chunk_store, section.catalog, conf.transport_url
+        return Place(
+            section.chunk_store,
+            section.catalog,
+            conf.transport_url,
+            store_conf.store_settings(lambda name: getattr(section, name)),
+        )
     except cfg.Error as exc:
         raise exceptions.InvalidConfiguration(f'"{path}": {exc}') from exc
 
@@ -73,11 +91,14 @@ def connect(arguments: argparse.Namespace) -> 'repository.Repository':
     """The repository that the command line, environment or file names."""
     from lazyblob import repository
 
-    chunk_store, catalog, transport_url = urls(arguments)
-    if catalog.startswith('rpc:'):
+    where = place(arguments)
+    if where.catalog.startswith('rpc:'):
         threads.use_native()
     return repository.connect(
-        chunk_store, catalog, transport_url=transport_url
+        where.chunk_store,
+        where.catalog,
+        transport_url=where.transport_url,
+        store_settings=where.store_settings,
     )
 
 

@@ -13,6 +13,8 @@
 
 from oslo_config import cfg
 
+from lazyblob import conf as store_conf
+
 GROUP = cfg.OptGroup('repository', title='The blob repository')
 
 OPTIONS = [
@@ -21,9 +23,11 @@ OPTIONS = [
         default='file:///var/lib/lazyimage/repository/chunks',
         help="""
 URL of the chunk store, which every agent, glance-api and the commands reach.
-``file:///path`` is a folder that all of them have mounted.
+``file:///path`` is a folder that all of them have mounted, ``file:///a,/b``
+are folders on several disks, ``s3://bucket/prefix`` is a bucket of an object
+gateway, which the options ``s3_*`` tell of.
 
-Related options: ``[repository] catalog``.
+Related options: ``[repository] catalog``, ``[repository] s3_endpoint``.
 """,
     ),
     cfg.StrOpt(
@@ -39,6 +43,7 @@ itself reads ``[conductor] catalog``.
 Related options: ``[DEFAULT] transport_url``, ``[conductor] catalog``.
 """,
     ),
+    *store_conf.s3_options(),
 ]
 
 

@@ -40,9 +40,12 @@ def register(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from lazyblob import repository
 
-    chunk_store, catalog, _transport_url = console.urls(arguments)
+    where = console.place(arguments)
     made = repository.initialise(
-        chunk_store, catalog, dedupe_scope=arguments.dedupe_scope
+        where.chunk_store,
+        where.catalog,
+        dedupe_scope=arguments.dedupe_scope,
+        store_settings=where.store_settings,
     )
     console.show_fields(
         arguments,

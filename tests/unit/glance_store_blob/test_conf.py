@@ -164,6 +164,8 @@ def test_settings_are_shown_without_secrets(conf):
         conf,
         blob_store_chunk_store='file:///srv/chunks',
         blob_store_catalog='mysql+pymysql://user:secret@host/lazyimage',
+        blob_store_s3_access_key_id='secret',
+        blob_store_s3_secret_access_key='secret',
     )
     assert 'secret' not in repr(blob_conf.settings(conf, 'blob1'))
 
@@ -171,5 +173,11 @@ def test_settings_are_shown_without_secrets(conf):
 @pytest.mark.parametrize('option', blob_conf.OPTIONS, ids=lambda o: o.name)
 def test_options_may_hold_secrets_only_if_they_are_marked(option):
     assert option.secret == (
-        option.name in ('blob_store_catalog', 'blob_store_transport_url')
+        option.name
+        in (
+            'blob_store_catalog',
+            'blob_store_s3_access_key_id',
+            'blob_store_s3_secret_access_key',
+            'blob_store_transport_url',
+        )
     )
