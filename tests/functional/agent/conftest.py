@@ -17,7 +17,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 import uuid
 
 import pytest
@@ -25,17 +24,12 @@ import pytest
 import nova_lazyimage
 from lazyblob import repository
 from nova_lazyimage.agent import client
+from tests.functional import waits
+from tests.functional.waits import wait_for
 
 ROOT = pathlib.Path(nova_lazyimage.__file__).parent.parent
 FAULTY_AGENT = pathlib.Path(__file__).with_name('faulty_agent.py')
 CHUNK_BYTES = 256 * 1024
-
-
-def wait_for(condition, what, seconds=20.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f'waited in vain for {what}'
-        time.sleep(0.01)
 
 
 class Agent:
@@ -172,11 +166,7 @@ class Site:
     def close(self):
         if self.agent is not None:
             self.agent.kill()
-        mount = str(self.state / 'mnt')
-        with open('/proc/self/mountinfo') as file:
-            mounted = any(line.split()[4] == mount for line in file)
-        if mounted:
-            subprocess.run(['umount', '--lazy', mount], check=True)
+        waits.unmount(self.state / 'mnt')
 
 
 @pytest.fixture

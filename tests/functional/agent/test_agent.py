@@ -25,17 +25,12 @@ import uuid
 import pytest
 
 from nova_lazyimage.agent import client
+from tests.functional.agent.files import read
+from tests.functional.waits import wait_for
 
 MIB = 1024 * 1024
 CHUNK_BYTES = 256 * 1024
 SIZE_BYTES = 4 * MIB + 4096 + 512
-
-
-def wait_for(condition, what, seconds=20.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f'waited in vain for {what}'
-        time.sleep(0.01)
 
 
 def write(path, offset, data, sync=True):
@@ -44,10 +39,6 @@ def write(path, offset, data, sync=True):
         assert file.write(data) == len(data)
         if sync:
             os.fsync(file.fileno())
-
-
-def read(path):
-    return pathlib.Path(path).read_bytes()
 
 
 class TestAttach:

@@ -16,20 +16,13 @@ import errno
 import os
 import pathlib
 import threading
-import time
 import uuid
 
 import pytest
+from tests.functional.waits import wait_for
 
 MIB = 1024 * 1024
 CHUNK_BYTES = 256 * 1024
-
-
-def wait_for(condition, what, seconds=20.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f'waited in vain for {what}'
-        time.sleep(0.01)
 
 
 def metric(site, name):

@@ -17,7 +17,6 @@ there, one step after the other until a COMMIT takes none any more.
 """
 
 import os
-import pathlib
 import signal
 import time
 import uuid
@@ -25,21 +24,13 @@ import uuid
 import pytest
 
 from nova_lazyimage.agent import client
+from tests.functional.agent.files import read
+from tests.functional.agent.files import write
 
 MIB = 1024 * 1024
 CHUNK_BYTES = 256 * 1024
 # In CI the agent is killed at every third step, a different third each time.
 EVERY = 1 if os.environ.get('LAZYIMAGE_SOAK') else 3
-
-
-def write(path, offset, data):
-    with open(path, 'r+b', buffering=0) as file:
-        file.seek(offset)
-        file.write(data)
-
-
-def read(path):
-    return pathlib.Path(path).read_bytes()
 
 
 class Steps:

@@ -12,7 +12,6 @@
 """Freezes that clients hold, and what a guest sees of them."""
 
 import os
-import pathlib
 import threading
 import time
 import uuid
@@ -20,18 +19,10 @@ import uuid
 import pytest
 
 from nova_lazyimage.agent import client
+from tests.functional.agent.files import read
+from tests.functional.agent.files import write
 
 MIB = 1024 * 1024
-
-
-def write(path, offset, data):
-    with open(path, 'r+b', buffering=0) as file:
-        file.seek(offset)
-        file.write(data)
-
-
-def read(path):
-    return pathlib.Path(path).read_bytes()
 
 
 class Writer(threading.Thread):

@@ -30,6 +30,7 @@ import time
 import uuid
 
 import pytest
+from tests.functional.waits import wait_for
 
 MIRRORS = 64
 READS = 32
@@ -38,13 +39,6 @@ CHUNK_BYTES = 256 * 1024
 BLOCK_BYTES = 4096
 PARKED = pathlib.Path(__file__).with_name('parked.py')
 LOCAL_BYTES = 4 * 1024 * 1024
-
-
-def wait_for(condition, what, seconds=20.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f'waited in vain for {what}'
-        time.sleep(0.01)
 
 
 class Readers:

@@ -11,25 +11,16 @@
 # under the License.
 """A disk is a version of its blob again."""
 
-import pathlib
 import signal
 import uuid
 
 import pytest
 
 from nova_lazyimage.agent import client
+from tests.functional.agent.files import read
+from tests.functional.agent.files import write
 
 MIB = 1024 * 1024
-
-
-def write(path, offset, data):
-    with open(path, 'r+b', buffering=0) as file:
-        file.seek(offset)
-        file.write(data)
-
-
-def read(path):
-    return pathlib.Path(path).read_bytes()
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from oslo_config import cfg
 from oslo_messaging import conffixture
 
 import nova_lazyimage
+from tests.functional.waits import wait_for
 
 ROOT = pathlib.Path(nova_lazyimage.__file__).parent.parent
 CONTRACTS = ROOT / 'tests' / 'unit' / 'lazyblob'
@@ -33,13 +34,6 @@ pytest.register_assert_rewrite('catalog_contract')
 START_SECONDS_MAX = 90
 # The one in PATH changes users on Debian; this is the server itself.
 _SERVERS = '/usr/lib/rabbitmq/bin'
-
-
-def wait_for(condition, what, seconds=30.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f'waited in vain for {what}'
-        time.sleep(0.05)
 
 
 def _free_ports(count):

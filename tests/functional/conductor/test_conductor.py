@@ -13,7 +13,6 @@
 
 import os
 import pathlib
-import subprocess
 import uuid
 
 import catalog_contract
@@ -25,6 +24,7 @@ from lazyblob.catalog import sql
 from nova_lazyimage.agent import client
 from nova_lazyimage.conductor import rpcapi
 from nova_lazyimage.conductor import service
+from tests.functional import waits
 
 MIB = 1024 * 1024
 
@@ -105,10 +105,7 @@ def agent_file(tmp_path, rabbitmq, urls):
         f'socket = {tmp_path}/run/agent.sock\n'
     )
     yield path
-    mount = str(state / 'mnt')
-    mounts = pathlib.Path('/proc/self/mountinfo').read_text().splitlines()
-    if any(line.split()[4] == mount for line in mounts):
-        subprocess.run(['umount', '--lazy', mount], check=True)
+    waits.unmount(state / 'mnt')
 
 
 def test_a_host_lives_without_the_conductor_and_works_with_it(
