@@ -16,7 +16,7 @@ it fetch; a stop first ends its waiting reads, since a QEMU that waits for one
 does not even die of SIGKILL (contract 40). A deletion gives the disks up. The
 periodic audit asks the agent for sizes, once for all servers, and never the
 mount: a mount without its agent may hang or answer ENOTCONN, and the audit
-runs under the resource tracker's lock (B.25).
+runs under the resource tracker's lock.
 """
 
 import contextlib
@@ -263,7 +263,11 @@ class LifecycleMixin:
         cleanup_instance_disks: bool = False,
         destroy_secrets: bool = True,
     ) -> None:
-        """Give the disks up only if Nova says so (B.0)."""
+        """Give the disks up only if Nova says so.
+
+        It cleans up after moves and failed starts too, where the server
+        keeps its disks.
+        """
         with self._in_cleanup(instance):
             if cleanup_instance_disks:
                 disks.release_all(instance)

@@ -11,7 +11,7 @@
 # under the License.
 """CLONE, then COMMIT: a server's disk becomes an image.
 
-The guest is quiesced around the seal only (C.7), which takes as long as
+The guest is quiesced around the seal only, which takes as long as
 writes in flight do; the upload goes on beside the running guest. Glance is
 told the location by Nova and attaches it in the background without ever
 saying that it failed, so Nova waits until the image is active.

@@ -54,7 +54,7 @@ def _get(
 def of_nova(
     parser: configparser.RawConfigParser, mount_root: str, socket: str
 ) -> list[checks.Finding]:
-    """nova.conf of nova-compute (reference C.8)."""
+    """What is wrong in nova.conf of nova-compute."""
 
     def option(
         group: str, name: str, wanted: str, good: bool, why: str
@@ -148,7 +148,7 @@ def of_nova(
 def of_glance(
     parser: configparser.RawConfigParser, store_ids: list[str]
 ) -> list[checks.Finding]:
-    """glance-api.conf (reference C.8, contract 32)."""
+    """What is wrong in glance-api.conf (contract 32)."""
     backends = _backends(parser)
     found = [
         checks.judge(

@@ -16,8 +16,8 @@ ends, its files go. The instance's blob goes as soon as the catalog answers,
 by this call or by the reconciler. Every step may be repeated.
 
 The blob is deleted with the attachment's secret: if another agent has
-claimed it since, the catalog refuses, and the blob is that agent's (reference
-B.0: ownership decides, not the caller's hint).
+claimed it since, the catalog refuses, and the blob is that agent's: ownership
+decides, not the caller's hint.
 
 Tombstones: nova-compute leaves ``released/<instance uuid>`` when it deletes a
 server while the agent is away (contract 37). Their content is never read. An
