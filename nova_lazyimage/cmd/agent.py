@@ -181,8 +181,9 @@ def main(argv: list[str] | None = None) -> int:
         LOG.error('The agent cannot start: %s', exc)
         print(f'lazyimage-agent: {exc}', file=sys.stderr)
         _leave(1)
-    except Exception:
+    except Exception as exc:
         LOG.exception('The agent cannot start')
+        print(f'lazyimage-agent: {exc}', file=sys.stderr)
         _leave(1)
     number = signal.sigwait(SIGNALS)
     for_good = number == signal.SIGINT or not agent.may_hand_over

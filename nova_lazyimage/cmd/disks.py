@@ -92,6 +92,9 @@ class Place:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                # Python looks for modules where it is started, before the
+                # installed ones: in a checkout there is no engine.
+                cwd='/',
             )
         until = time.monotonic() + START_SECONDS_MAX
         while time.monotonic() < until:

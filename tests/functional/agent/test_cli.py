@@ -21,8 +21,25 @@ import sys
 import pytest
 
 
+LAZYIMAGE = """\
+import sys
+sys.path.remove('')
+from nova_lazyimage.cmd import lazyimage
+sys.exit(lazyimage.main())
+"""
+
+
 @pytest.fixture
-def run(site, tmp_path):
+def checkout(tmp_path):
+    """Where people stand: in a tree whose engine was not built."""
+    folder = tmp_path / 'checkout'
+    folder.mkdir()
+    (folder / 'nova_lazyimage.py').write_text('raise ImportError("no engine")')
+    return folder
+
+
+@pytest.fixture
+def run(site, tmp_path, checkout):
     environment = {
         **site.environment(),
         'LAZYIMAGE_REPOSITORY': site.url,
@@ -31,8 +48,9 @@ def run(site, tmp_path):
 
     def run(*arguments, status=0):
         done = subprocess.run(
-            [sys.executable, '-m', 'nova_lazyimage.cmd.lazyimage', *arguments],
+            [sys.executable, '-c', LAZYIMAGE, *arguments],
             env=environment,
+            cwd=checkout,
             capture_output=True,
             text=True,
             timeout=90,
