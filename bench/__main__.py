@@ -34,6 +34,7 @@ NAMES = {
     'freeze': 'bench.freeze',
     'commit': 'bench.commit',
     'import': 'bench.importing',
+    'catalog': 'bench.catalog',
     'cloud': 'bench.cloud',
 }
 HERE = pathlib.Path(__file__).parent

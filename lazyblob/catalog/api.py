@@ -98,6 +98,15 @@ class Version:
 
 
 @dataclasses.dataclass(frozen=True)
+class Session:
+    """A writer that has begun and not ended: at work, or dead."""
+
+    id: str
+    owner: str
+    started_at: str
+
+
+@dataclasses.dataclass(frozen=True)
 class NewImage:
     """The image blob that a snapshot publishes beside its version."""
 
@@ -128,6 +137,10 @@ class Catalog(abc.ABC):
 
     @abc.abstractmethod
     def end_session(self, session_id: str) -> None: ...
+
+    @abc.abstractmethod
+    def sessions(self) -> list[Session]:
+        """Those that have not ended, the oldest first."""
 
     # Blobs and versions
 
@@ -173,6 +186,19 @@ class Catalog(abc.ABC):
 
     @abc.abstractmethod
     def versions(self, blob_id: str) -> list[Version]: ...
+
+    @abc.abstractmethod
+    def list_versions(
+        self, after_blob: str = '', after_number: int = 0, limit: int = 1000
+    ) -> list[Version]:
+        """A page of all versions, by blob id and number.
+
+        :param after_blob: and ``after_number``: the last of the page before
+        """
+
+    @abc.abstractmethod
+    def clones(self, blob_id: str) -> list[Blob]:
+        """The blobs that came of a blob, deleted or not, the oldest first."""
 
     @abc.abstractmethod
     def clone(

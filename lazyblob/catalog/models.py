@@ -44,6 +44,10 @@ Text = sa.String(ID_LENGTH)
 Digest = sa.String(DIGEST_LENGTH)
 
 
+def _epoch() -> orm.MappedColumn[int]:
+    return orm.mapped_column(sa.BigInteger, server_default='0')
+
+
 class Base(orm.DeclarativeBase):
     metadata = sa.MetaData(naming_convention=_NAMING)
     __table_args__: Any = TABLE_OPTIONS
@@ -54,6 +58,7 @@ class Repository(Base):
 
     :ivar secret: the key of the locations' MACs, hexadecimal
     :ivar glance_store: the only Glance store that may use it (contract 38)
+    :ivar collection_epoch: the collector's round; it is not built yet
     """
 
     __tablename__ = 'repository'
@@ -68,6 +73,7 @@ class Repository(Base):
     secret: orm.Mapped[str] = orm.mapped_column(sa.String(64))
     glance_store: orm.Mapped[str | None] = orm.mapped_column(Text)
     created_at: orm.Mapped[datetime.datetime] = orm.mapped_column(sa.DateTime)
+    collection_epoch: orm.Mapped[int] = _epoch()
 
 
 class Blob(Base):
@@ -91,7 +97,7 @@ class Blob(Base):
     head: orm.Mapped[int] = orm.mapped_column(sa.BigInteger)
     pinned: orm.Mapped[int] = orm.mapped_column(sa.BigInteger)
     secret: orm.Mapped[str] = orm.mapped_column(Digest)
-    origin: orm.Mapped[str] = orm.mapped_column(Text)
+    origin: orm.Mapped[str] = orm.mapped_column(Text, index=True)
     origin_version: orm.Mapped[int] = orm.mapped_column(sa.BigInteger)
     created_at: orm.Mapped[datetime.datetime] = orm.mapped_column(sa.DateTime)
     deleted_at: orm.Mapped[datetime.datetime | None] = orm.mapped_column(
@@ -130,6 +136,7 @@ class Session(Base):
     ended_at: orm.Mapped[datetime.datetime | None] = orm.mapped_column(
         sa.DateTime, index=True
     )
+    collection_epoch: orm.Mapped[int] = _epoch()
 
 
 class CondemnedObject(Base):
@@ -145,6 +152,7 @@ class CondemnedObject(Base):
     deleted_at: orm.Mapped[datetime.datetime | None] = orm.mapped_column(
         sa.DateTime
     )
+    collection_epoch: orm.Mapped[int] = _epoch()
 
 
 class BadDigest(Base):

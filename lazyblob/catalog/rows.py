@@ -171,3 +171,7 @@ def version(row: models.Version) -> api.Version:
         commit_id=row.commit_id,
         created_at=f'{row.created_at.isoformat()}Z',
     )
+
+
+def session(row: models.Session) -> api.Session:
+    return api.Session(row.id, row.owner, f'{row.started_at.isoformat()}Z')

@@ -43,7 +43,7 @@ from lazyblob.catalog import rows
 from lazyblob.catalog import writers
 
 # Of lazyblob/catalog/migrations/versions: what this release reads and writes.
-REVISION = '0001'
+REVISION = '0002'
 REPOSITORY_ID = 1
 
 
@@ -70,7 +70,12 @@ class SqlCatalog(api.Catalog):
         def begin(session: orm.Session) -> None:
             session.execute(
                 sa.insert(models.Session).values(
-                    id=session_id, owner=owner, started_at=rows.now()
+                    id=session_id,
+                    owner=owner,
+                    started_at=rows.now(),
+                    collection_epoch=sa.select(
+                        models.Repository.collection_epoch
+                    ).scalar_subquery(),
                 )
             )
 
@@ -90,6 +95,17 @@ class SqlCatalog(api.Catalog):
                 .values(ended_at=rows.now())
             )
         )
+
+    def sessions(self) -> list[api.Session]:
+        def look(session: orm.Session) -> list[api.Session]:
+            found = session.scalars(
+                sa.select(models.Session)
+                .where(models.Session.ended_at.is_(None))
+                .order_by(models.Session.started_at, models.Session.id)
+            )
+            return [rows.session(row) for row in found]
+
+        return self._database.read(look)
 
     # Blobs and versions
 
@@ -157,6 +173,39 @@ class SqlCatalog(api.Catalog):
             if not found:
                 rows.live(session, blob_id)
             return [rows.version(row) for row in found]
+
+        return self._database.read(look)
+
+    def list_versions(
+        self, after_blob: str = '', after_number: int = 0, limit: int = 1000
+    ) -> list[api.Version]:
+        def look(session: orm.Session) -> list[api.Version]:
+            version = models.Version
+            found = session.scalars(
+                sa.select(version)
+                .where(
+                    # A range of the primary key to every optimizer.
+                    version.blob_id >= after_blob,
+                    sa.or_(
+                        version.blob_id > after_blob,
+                        version.number > after_number,
+                    ),
+                )
+                .order_by(version.blob_id, version.number)
+                .limit(limit)
+            )
+            return [rows.version(row) for row in found]
+
+        return self._database.read(look)
+
+    def clones(self, blob_id: str) -> list[api.Blob]:
+        def look(session: orm.Session) -> list[api.Blob]:
+            found = session.scalars(
+                sa.select(models.Blob)
+                .where(models.Blob.origin == blob_id)
+                .order_by(models.Blob.created_at, models.Blob.id)
+            )
+            return [rows.blob(row) for row in found]
 
         return self._database.read(look)
 

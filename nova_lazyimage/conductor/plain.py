@@ -25,7 +25,13 @@ from lazyblob.catalog import api
 _MARK = '_'
 _RECORDS: dict[str, type] = {
     cls.__name__: cls
-    for cls in (api.RepositoryInfo, api.Blob, api.Version, api.NewImage)
+    for cls in (
+        api.RepositoryInfo,
+        api.Blob,
+        api.Version,
+        api.Session,
+        api.NewImage,
+    )
 }
 _ENUMS: dict[str, dict[str, type[enum.Enum]]] = {
     'Blob': {'kind': api.Kind, 'state': api.State}

@@ -43,7 +43,8 @@ class RpcCatalog(api.Catalog):
 
     Version history of the RPC interface:
 
-    * 1.0 - the catalog of the first release
+    * 1.0 - the catalog of the first release. Its operations are arguments:
+      an older conductor says which of them it does not know.
 
     :param url: ``rpc://``: the process's transport
     :param transport_url: another one
@@ -86,6 +87,9 @@ class RpcCatalog(api.Catalog):
     def end_session(self, session_id: str) -> None:
         self._call('end_session', session_id=session_id)
 
+    def sessions(self) -> list[api.Session]:
+        return self._call('sessions')
+
     def create(
         self,
         blob_id: str,
@@ -118,6 +122,19 @@ class RpcCatalog(api.Catalog):
 
     def versions(self, blob_id: str) -> list[api.Version]:
         return self._call('versions', blob_id=blob_id)
+
+    def list_versions(
+        self, after_blob: str = '', after_number: int = 0, limit: int = 1000
+    ) -> list[api.Version]:
+        return self._call(
+            'list_versions',
+            after_blob=after_blob,
+            after_number=after_number,
+            limit=limit,
+        )
+
+    def clones(self, blob_id: str) -> list[api.Blob]:
+        return self._call('clones', blob_id=blob_id)
 
     def clone(
         self,

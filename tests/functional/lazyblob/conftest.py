@@ -27,7 +27,9 @@ from lazyblob.catalog import schema
 HERE = pathlib.Path(__file__).parent
 CONTRACTS = pathlib.Path(__file__).parents[2] / 'unit' / 'lazyblob'
 sys.path[:0] = [str(CONTRACTS), str(HERE)]
-pytest.register_assert_rewrite('catalog_contract', 'store_contract')
+pytest.register_assert_rewrite(
+    'catalog_contract', 'database_contract', 'store_contract'
+)
 
 import databases  # noqa: E402 - found by the line above
 

@@ -16,6 +16,7 @@ import threading
 import alembic.autogenerate
 import alembic.migration
 import catalog_contract
+import database_contract
 import pytest
 import sqlalchemy as sa
 
@@ -33,6 +34,12 @@ def open_catalog(url):
 
 class TestServers(catalog_contract.CatalogContract):
     """The contract."""
+
+
+class TestDatabases(database_contract.DatabaseContract):
+    @pytest.fixture
+    def plan(self, server):
+        return database_contract.PLANS[server.name]
 
 
 def test_the_migrations_lead_to_the_models_and_back(empty_database):

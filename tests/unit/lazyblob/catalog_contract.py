@@ -172,7 +172,35 @@ class CatalogContract:
             )
         assert catalog.version('image').root == ROOT
 
+    def test_all_versions_are_listed_by_pages(self, catalog):
+        make(catalog)
+        epoch = attach(catalog)
+        publish(catalog, epoch)
+        make(catalog, 'a')
+        found, page = [], catalog.list_versions(limit=2)
+        while page:
+            assert len(page) <= 2
+            found += page
+            page = catalog.list_versions(
+                page[-1].blob_id, page[-1].number, limit=2
+            )
+        names = [(version.blob_id, version.number) for version in found]
+        assert names == [('a', 1), ('disk', 1), ('disk', 2), ('image', 1)]
+
     # Clones
+
+    def test_what_came_of_a_blob_is_listed(self, catalog):
+        make(catalog)
+        epoch = attach(catalog)
+        publish(catalog, epoch, image=api.NewImage('snapshot', 'p1'))
+        assert [blob.id for blob in catalog.clones('image')] == ['disk']
+        assert [blob.id for blob in catalog.clones('disk')] == ['snapshot']
+        assert catalog.clones('snapshot') == []
+        catalog.delete('image')
+        catalog.delete('snapshot')
+        assert [blob.id for blob in catalog.clones('image')] == ['disk']
+        (deleted,) = catalog.clones('disk')
+        assert deleted.state is api.State.TOMBSTONE
 
     def test_a_clone_outlives_its_source(self, catalog):
         make(catalog)
@@ -287,6 +315,14 @@ class CatalogContract:
         with pytest.raises(exceptions.Conflict, match='session'):
             publish(catalog, epoch)
         assert catalog.version('disk').number == 1
+
+    def test_a_session_that_nobody_ended_is_seen(self, catalog):
+        catalog.begin_session('host:17', 'lost')
+        catalog.begin_session('host:18', 'done')
+        catalog.end_session('done')
+        (found,) = catalog.sessions()
+        assert (found.id, found.owner) == ('lost', 'host:17')
+        assert found.started_at.endswith('Z')
 
     def test_of_many_racing_publishes_one_wins(self, catalog, open_catalog):
         make(catalog)

@@ -21,7 +21,9 @@ from lazyblob import repository
 
 # The contracts are modules that the functional tests load too.
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-pytest.register_assert_rewrite('catalog_contract', 'store_contract')
+pytest.register_assert_rewrite(
+    'catalog_contract', 'database_contract', 'store_contract'
+)
 
 # A busy machine is no fault of the code.
 hypothesis.settings.register_profile('lazyblob', deadline=None)

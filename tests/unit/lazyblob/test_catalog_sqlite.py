@@ -19,6 +19,7 @@ import stat
 import alembic.autogenerate
 import alembic.migration
 import catalog_contract
+import database_contract
 import pytest
 import sqlalchemy as sa
 
@@ -55,6 +56,16 @@ def open_catalog(url):
 
 class TestSqlite(catalog_contract.CatalogContract):
     """The contract."""
+
+
+class TestDatabase(database_contract.DatabaseContract):
+    @pytest.fixture
+    def empty_database(self, tmp_path):
+        return f'sqlite:///{tmp_path}/catalog.sqlite'
+
+    @pytest.fixture
+    def plan(self):
+        return database_contract.plan_of_sqlite
 
 
 def test_a_catalog_that_is_not_there_is_not_made_by_looking(tmp_path):
