@@ -24,7 +24,7 @@ from tests.soak import old_kernel
 VERSION = '6.1'
 # The machine is emulated, and slow: each of its kills takes a minute.
 KILLS = min(int(os.environ.get('LAZYIMAGE_SOAK_KILLS', '24')), 10)
-SECONDS_MAX = 1200 + 90 * KILLS
+SECONDS_MAX = 2400 + 90 * KILLS
 
 
 @pytest.mark.soak

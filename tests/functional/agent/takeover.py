@@ -167,7 +167,7 @@ class Load:
 
     def end(self):
         """Stop it and have it look at every block again; its report."""
-        self.process.communicate(b'.', timeout=120)
+        self.process.communicate(b'.', timeout=2 * READY_SECONDS_MAX)
         found = json.loads(self.report.read_text())
         assert found['errors'] == [], found['errors']
         assert found['operations']['write'] > 20, 'too little was written'

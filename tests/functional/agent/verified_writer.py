@@ -12,9 +12,9 @@
 """Writes and reads a disk without end, and knows what it must read.
 
 ``verified_writer.py PATH REPORT [THREADS]`` runs until it is told to end by a
-byte on its standard input (or its end), and then writes a report: operations,
-the longest ones, and whatever went wrong. Standard library only, for it also
-runs in guests.
+byte on its standard input (or its end), though not before it has done a few
+operations, and then writes a report: operations, the longest ones, and
+whatever went wrong. Standard library only, for it also runs in guests.
 
 Each thread has blocks of its own, every so manieth one, so that neighbours in
 a chunk belong to different threads. Every block that was written says which
@@ -36,6 +36,8 @@ import time
 
 BLOCK_BYTES = 4096
 LONG_SECONDS = 0.02
+# Of each thread: who is told to end early was a load all the same.
+STEPS_MIN = 24
 STAMP = struct.Struct('<4sIQQ')
 PUNCH_KEEP_SIZE = 3
 
@@ -72,8 +74,10 @@ class Writer(threading.Thread):
 
     def run(self):
         try:
-            while not self.stop.is_set():
+            steps = 0
+            while steps < STEPS_MIN or not self.stop.is_set():
                 self.step()
+                steps += 1
             for block in list(self.known):
                 self.check(block)
         except BaseException as exc:
