@@ -328,6 +328,28 @@ fn a_version_is_the_disk_at_its_freeze() {
     });
 }
 
+/// `gate`: a freeze waits for the write under way, which is in the version or dirty for the next.
+#[test]
+fn a_freeze_waits_for_the_write_under_way() {
+    explore(|| {
+        let host = Host::new(1, 4 * CHUNK, false);
+        focus(false);
+        host.guest.write(0, &[2; CHUNK], false).unwrap();
+        focus(true);
+        let writer = host.spawn(|guest| guest.write(0, &[3; BLOCK], false).unwrap());
+        let sealed = host.guest.mirror.freeze().unwrap();
+        let version = sealed.read(0).unwrap();
+        writer.join().unwrap();
+        assert_eq!(sealed.read(0).unwrap()[0], version[0], "it landed behind");
+        sealed.uploaded(0);
+        sealed.publish();
+        let sealed = host.guest.mirror.freeze().unwrap();
+        assert_eq!(sealed.chunks().is_empty(), version[0] == 3);
+        drop(sealed);
+        host.stop();
+    });
+}
+
 /// `pages`, the race that its header tells.
 #[test]
 fn a_flushed_write_is_in_the_disk_map_whoever_made_the_block_local() {
@@ -385,6 +407,20 @@ fn every_request_is_answered_once_though_the_mirror_ends() {
         });
         host.engine.detach("instance", "disk").unwrap();
         join([read, write, whole]);
+        host.stop();
+    });
+}
+
+/// `job`: who parks while its mirror ends looks again once it has parked. Two steps of one request
+/// must enclose all of the end, so nothing else is under way.
+#[test]
+fn who_parks_behind_the_end_of_its_mirror_is_ended() {
+    explore(|| {
+        let host = Host::new(1, 4 * CHUNK, false);
+        let read = host.spawn(|guest| assert_eq!(guest.read(0, 512), Err(libc::EIO)));
+        host.guest.mirror.end_misses();
+        join([read]);
+        assert_eq!(host.count("parked_now"), 0);
         host.stop();
     });
 }
