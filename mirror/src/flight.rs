@@ -153,6 +153,12 @@ impl Inner {
 }
 
 impl Flights {
+    /// Locked, for tests of who never asks for it.
+    #[cfg(all(test, not(feature = "shuttle")))]
+    pub(crate) fn locked(&self) -> impl Sized + '_ {
+        lock(&self.inner)
+    }
+
     /// Waits for a chunk. `is_cached` is asked under the lock if there is no flight yet; `false` is
     /// answered when it says yes: there is nothing to wait for.
     pub fn join(

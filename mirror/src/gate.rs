@@ -213,6 +213,12 @@ impl<J> Gates<J> {
         Err(self.open(mine))
     }
 
+    /// Locked, for tests of who never asks for it.
+    #[cfg(all(test, not(feature = "shuttle")))]
+    pub(crate) fn locked(&self) -> impl Sized + '_ {
+        lock(&self.inner)
+    }
+
     fn shut(&self, inner: &mut Inner<J>, mask: u64) {
         inner.closed |= mask;
         for gate in gates(mask) {

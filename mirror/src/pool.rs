@@ -43,6 +43,12 @@ impl Pool {
             .collect()
     }
 
+    /// Locked, for tests of who never asks for it.
+    #[cfg(all(test, not(feature = "shuttle")))]
+    pub(crate) fn locked(&self) -> impl Sized + '_ {
+        lock(&self.inner)
+    }
+
     /// Queues a task; after the stop it is run here and now.
     pub fn run(&self, task: Task) {
         {

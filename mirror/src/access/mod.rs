@@ -25,6 +25,8 @@ use crate::units::BLOCK_BYTES;
 
 mod erase;
 mod read;
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;
 mod write;
 
 /// Why an attempt stopped.

@@ -81,6 +81,18 @@ def asked(engine):
     return engine.call('counts')['asked']
 
 
+def threads_of(engine):
+    """The workers of the door and of the engine, and how each sleeps."""
+    tasks = pathlib.Path(f'/proc/{engine.process.popen.pid}/task')
+    found = []
+    for task in tasks.iterdir():
+        name = (task / 'comm').read_text().strip()
+        if name.startswith(('fuse-', 'mirror-')):
+            state = (task / 'stat').read_text().rpartition(')')[2].split()[0]
+            found.append((name, state))
+    return sorted(found)
+
+
 @pytest.fixture
 def readers():
     """Processes that read a block each, ended with the test."""
@@ -175,6 +187,31 @@ class TestMisses:
             assert os.pread(fd, 4096, offset) == data
             os.fsync(fd)
             assert not any(read.done() for read in reads)
+            held.hold.unlink()
+            assert all(len(read.result(20)) == 4096 for read in reads)
+
+    def test_misses_take_no_thread_from_who_is_local(self, held, content, rng):
+        """The engine's threads are as many as before, and all of them idle."""
+        path = held.attach(content)
+        data = rng.randbytes(16 * 4096)
+        offset = 70 * CHUNK_BYTES
+        with (
+            opened(path) as fd,
+            concurrent.futures.ThreadPoolExecutor(64) as pool,
+        ):
+            os.pwrite(fd, data, offset)
+            before = threads_of(held)
+            reads = [
+                pool.submit(os.pread, fd, 4096, chunk * CHUNK_BYTES)
+                for chunk in range(64)
+            ]
+            wait_for(lambda: asked(held) == 64, '64 fetches')
+            for turn in range(1000):
+                at = turn % 16 * 4096
+                found = os.pread(fd, 4096, offset + at)
+                assert found == data[at : at + 4096]
+            assert not any(read.done() for read in reads)
+            wait_for(lambda: threads_of(held) == before, 'idle threads')
             held.hold.unlink()
             assert all(len(read.result(20)) == 4096 for read in reads)
 
