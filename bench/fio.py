@@ -90,6 +90,34 @@ class Load:
         :param server: the process that serves the file, to be counted too
         """
         served = cpu_seconds(server) if server else 0.0
+        job = self.job(path, size_bytes)
+        served = cpu_seconds(server) - served if server else 0.0
+        side = self.side(job)
+        return {
+            self.name: float(side['iops']),
+            harness.CPU: (self.client_seconds(job) + served)
+            / side['total_ios']
+            * MICRO,
+        }
+
+    def side(self, job: dict[str, Any]) -> dict[str, Any]:
+        """What fio says of the requests that are measured."""
+        return dict(job['read' if self.verb == 'read' else 'write'])
+
+    def client_seconds(self, job: dict[str, Any]) -> float:
+        """The CPU of fio itself."""
+        threads = self.depth if self.verb == 'flush' else 1
+        share = threads * (job['usr_cpu'] + job['sys_cpu']) / 100
+        return float(share * self.side(job)['runtime'] / 1000)
+
+    def job(
+        self,
+        path: pathlib.Path,
+        size_bytes: int = SIZE_BYTES,
+        *,
+        seconds: float = SECONDS,
+    ) -> dict[str, Any]:
+        """What fio says of one run, histograms of latency included."""
         done = subprocess.run(
             [
                 'fio',
@@ -100,9 +128,9 @@ class Load:
                 '--norandommap',
                 '--randrepeat=0',
                 '--fallocate=none',
-                f'--runtime={SECONDS * 1000:.0f}ms',
+                f'--runtime={seconds * 1000:.0f}ms',
                 '--time_based',
-                '--output-format=json',
+                '--output-format=json+',
                 *self.arguments(size_bytes),
             ],
             capture_output=True,
@@ -112,19 +140,11 @@ class Load:
             raise harness.Missing(
                 f'fio on {path} failed: {done.stderr or done.stdout}'
             )
-        served = cpu_seconds(server) - served if server else 0.0
         found: dict[str, Any] = json.loads(
             done.stdout[done.stdout.index('{') :]
         )
         (job,) = found['jobs']
-        side = job['read' if self.verb == 'read' else 'write']
-        threads = self.depth if self.verb == 'flush' else 1
-        client = threads * (job['usr_cpu'] + job['sys_cpu']) / 100
-        client *= side['runtime'] / 1000
-        return {
-            self.name: float(side['iops']),
-            harness.CPU: (client + served) / side['total_ios'] * MICRO,
-        }
+        return dict(job)
 
 
 def by_name(loads: Sequence[Load]) -> dict[str, Load]:
