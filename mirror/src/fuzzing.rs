@@ -16,6 +16,7 @@ use crate::refusal::Refusals;
 use crate::{cache, diskmap, object};
 
 pub use crate::fuse::fuzzing::requests;
+pub use crate::fuse::fuzzing_session::session;
 
 const CHUNK_BYTES: u64 = 4096;
 const DISK_BYTES: u64 = 40 * 4096 - 512;
@@ -232,6 +233,7 @@ pub fn targets() -> Vec<Target> {
         ("cache_index", cache_index, vec![named]),
         ("maps", maps, vec![map]),
         ("requests", requests, crate::fuse::fuzzing::seeds()),
+        ("session", session, crate::fuse::fuzzing_session::seeds()),
     ]
 }
 
@@ -292,6 +294,11 @@ mod tests {
     #[test]
     fn no_request_stops_the_door_or_goes_without_its_answer() {
         run("requests", 40);
+    }
+
+    #[test]
+    fn no_session_memory_stops_a_successor_or_loses_a_request() {
+        run("session", 6);
     }
 
     /// `cargo test --lib fuzzing -- --ignored` makes what `cargo fuzz` starts from.

@@ -8,27 +8,32 @@ use std::sync::{Arc, Mutex, PoisonError};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::abi::{InHeader, OutHeader, ReadIn, WriteIn, op};
-use super::memory::{Memory, Shape, slots};
+use super::layout::Shape;
+use super::memory::{Memory, slots};
 use super::negotiate::Agreed;
 use super::node::Owner;
 use super::session::{Place, Session};
 use super::slot::DATA_BYTES_MAX;
 use crate::disk::{Answer, Disk, Door, Ticket};
 use crate::event::Events;
+use crate::sys::shared::RequestMemory;
 
-const DISK_BYTES: u64 = (1 << 20) + 512;
-const OWNER: Owner = Owner {
+pub(super) const DISK_BYTES: u64 = (1 << 20) + 512;
+pub(super) const OWNER: Owner = Owner {
     uid: 0,
     gid: 0,
     mode: 0o644,
 };
 
 /// What waits for its end.
-type Parked = Vec<(Arc<dyn Door>, Ticket, usize)>;
+pub(super) type Parked = Vec<(Arc<dyn Door>, Ticket, usize)>;
 
 /// A disk that checks what it is asked, and does, refuses or parks it as the offset says.
 #[derive(Default)]
-struct Picky(Mutex<Parked>);
+pub(super) struct Picky {
+    parked: Mutex<Parked>,
+    changes: Mutex<Vec<Ticket>>,
+}
 
 impl Picky {
     fn asked(
@@ -38,13 +43,18 @@ impl Picky {
         at: u64,
         len: u64,
         back: usize,
+        data: &[u8],
     ) -> Answer {
         assert!(len > 0 && at.checked_add(len).is_some_and(|end| end <= DISK_BYTES));
+        if back == 0 {
+            let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+            changes.push(ticket);
+        }
         match at / 512 % 4 {
             0 | 1 => Answer::Done,
             2 => Answer::Failed(libc::EIO),
             _ => {
-                if !door.parking(ticket, &[]) {
+                if !door.parking(ticket, data) {
                     return Answer::Failed(libc::EIO);
                 }
                 self.parked().push((door.clone(), ticket, back));
@@ -53,8 +63,14 @@ impl Picky {
         }
     }
 
-    fn parked(&self) -> std::sync::MutexGuard<'_, Parked> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What it was asked to change, in this order.
+    pub(super) fn changes(&self) -> Vec<Ticket> {
+        let changes = self.changes.lock();
+        changes.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn parked(&self) -> std::sync::MutexGuard<'_, Parked> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -68,7 +84,7 @@ impl Disk for Picky {
     }
 
     fn read(&self, door: &Arc<dyn Door>, ticket: Ticket, offset: u64, buf: &mut [u8]) -> Answer {
-        self.asked(door, ticket, offset, buf.len() as u64, buf.len())
+        self.asked(door, ticket, offset, buf.len() as u64, buf.len(), &[])
     }
 
     fn write(
@@ -79,7 +95,7 @@ impl Disk for Picky {
         data: &[u8],
         _: bool,
     ) -> Answer {
-        self.asked(door, ticket, offset, data.len() as u64, 0)
+        self.asked(door, ticket, offset, data.len() as u64, 0, data)
     }
 
     fn flush(&self, _: &Arc<dyn Door>, _: Ticket) -> Answer {
@@ -87,11 +103,11 @@ impl Disk for Picky {
     }
 
     fn discard(&self, door: &Arc<dyn Door>, ticket: Ticket, offset: u64, len: u64) -> Answer {
-        self.asked(door, ticket, offset, len, 0)
+        self.asked(door, ticket, offset, len, 0, &[])
     }
 
     fn write_zeroes(&self, door: &Arc<dyn Door>, ticket: Ticket, offset: u64, len: u64) -> Answer {
-        self.asked(door, ticket, offset, len, 0)
+        self.asked(door, ticket, offset, len, 0, &[])
     }
 
     fn seek(&self, offset: u64, hole: bool) -> Option<u64> {
@@ -112,16 +128,15 @@ impl Disk for Picky {
 }
 
 /// The kernel's side of a session, over a file.
-struct Kernel {
-    session: Session,
-    place: Place,
-    disk: Arc<Picky>,
-    node: u64,
+pub(super) struct Kernel {
+    pub(super) session: Session,
+    pub(super) place: Place,
+    pub(super) disk: Arc<Picky>,
+    pub(super) node: u64,
 }
 
 impl Kernel {
     fn new() -> Self {
-        let device = crate::fuzzing::unnamed_file();
         let agreed = Agreed {
             minor: 41,
             flags: 0,
@@ -133,19 +148,27 @@ impl Kernel {
             pages: 0,
         };
         let (memory, memories) = Memory::create(shape).expect("room");
+        Self::of(memory, memories, agreed)
+    }
+
+    /// On a memory that may be a predecessor's, with one disk.
+    pub(super) fn of(memory: Memory, memories: Vec<RequestMemory>, agreed: Agreed) -> Self {
+        let device = crate::fuzzing::unnamed_file();
         let session = Session::new(device, agreed, memory, Arc::new(Events::default()));
         let place = session.place(slots(memories).remove(0));
         let disk = Arc::new(Picky::default());
+        // A memory that is full of nonsense has no room for another.
         let added = session.disks_mut().add("i", "disk", disk.clone(), OWNER);
+        let node = added.map_or(0, |node| node.id);
         Self {
-            node: added.expect("free").id,
             session,
             place,
             disk,
+            node,
         }
     }
 
-    fn serve(&mut self, request: &[u8]) {
+    pub(super) fn serve(&mut self, request: &[u8]) {
         let mut device = self.session.channel.device();
         device.rewind().expect("a file");
         device.write_all(request).expect("room");
@@ -158,7 +181,7 @@ impl Kernel {
     }
 
     /// Answers since the last call: name, error, length of what follows.
-    fn answers(&self) -> Vec<(u64, i32, usize)> {
+    pub(super) fn answers(&self) -> Vec<(u64, i32, usize)> {
         let mut device = self.session.channel.device();
         let mut bytes = Vec::new();
         device.rewind().expect("a file");
@@ -259,7 +282,7 @@ fn request(kernel: &Kernel, how: u8, opcode: u8, unique: u64, body: &[u8]) -> (V
 }
 
 /// What the kernel would refuse of an answer.
-fn check(answers: &[(u64, i32, usize)], request_len: usize) {
+pub(super) fn check(answers: &[(u64, i32, usize)], request_len: usize) {
     for (unique, error, len) in answers {
         assert!(*unique > 0, "a notification, of {request_len} bytes");
         assert!((-511..=0).contains(error), "errno {error}");

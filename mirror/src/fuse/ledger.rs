@@ -123,8 +123,8 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
+    use super::super::layout::{DONE, INTERRUPTS};
     use super::super::memory::tests::SMALL;
-    use super::super::memory::{DONE, INTERRUPTS};
     use super::*;
 
     fn ledger() -> Ledger {

@@ -2,7 +2,7 @@
 //! The session memory: what a successor must know, in a memfd that outlives the agent.
 //!
 //! Whoever holds the descriptors of `/dev/fuse` and of this memory holds the session. `FORMAT.rst`
-//! has every byte; this module lays it out and says whose it is:
+//! has every byte, [`super::layout`] where each area is; this says whose it is:
 //!
 //! | area | kept by | what |
 //! | --- | --- | --- |
@@ -10,6 +10,7 @@
 //! | nodes | [`super::nodes`] | node ids, names, sizes, owners |
 //! | ledger | [`super::ledger`] | what interrupts came, what was done and not answered, what may be poison |
 //! | parked | [`super::parked`] | requests that wait |
+//! | next, data | [`super::data`] | what parked writes still have to write |
 //! | slots | [`super::slot`] | requests that workers are in |
 //!
 //! # Crash
@@ -27,24 +28,27 @@
 //! # Cost
 //!
 //! All of it is allocated, present and, if the limits allow, locked from the start: some 27 MiB for
-//! 16 workers, and 64 MiB more where the kernel cannot resend and parked writes' data must be kept.
+//! 16 workers, and 66 MiB more where the kernel cannot resend and parked writes' data must be kept
+//! ([`super::data`] takes more when it needs it).
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::abi::init;
+use super::data::Room;
+use super::layout::{PAGE_WORDS, Shape};
 use super::negotiate::Agreed;
 use super::slot::{DATA_BYTES_MAX, Slot};
 use crate::event::{Event, Events};
 use crate::sys::file::{try_lock, unlock};
-use crate::sys::shared::{Carver, PAGE_BYTES, RequestMemory, Words, memory_file};
+use crate::sys::shared::{Carver, RequestMemory, Words, memory_file};
 use crate::units::index;
 
 const MAGIC: u64 = u64::from_ne_bytes(*b"LZIMSESS");
 const FORMAT: u64 = 1;
-const PAGE_WORDS: usize = PAGE_BYTES / 8;
 const WORD_MAGIC: usize = 0;
 const WORD_FORMAT: usize = 1;
 const WORD_BYTES: usize = 2;
@@ -58,66 +62,6 @@ const WORD_SUM: usize = 15;
 pub const WORD_NEXT_NODE: usize = 16;
 /// How many entries each ring of the ledger ever had.
 pub const WORD_RINGS: usize = 17;
-
-/// Words of a node's record.
-pub const NODE_WORDS: usize = 80;
-/// Words of a parked request's record.
-pub const PARKED_WORDS: usize = 16;
-/// Interrupts that are remembered: one may be served before its request has parked, by
-/// microseconds, and no more requests can be that far than there are workers.
-pub const INTERRUPTS: usize = 1024;
-/// Requests that were done and perhaps not answered: more than workers and deaths in a row.
-pub const DONE: usize = 4096;
-/// Requests that were in progress at a death.
-pub const SUSPECTS: usize = 1024;
-
-/// How much there is of what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
-    /// Workers.
-    pub slots: usize,
-    /// Disks.
-    pub nodes: usize,
-    /// Requests that may wait: the kernel's `max_background` is 65,535.
-    pub parked: usize,
-    /// Pages for the data of writes that wait, where nobody resends them.
-    pub pages: usize,
-}
-
-impl Shape {
-    /// For so many workers.
-    #[must_use]
-    pub fn of(slots: usize, resends: bool) -> Self {
-        Self {
-            slots,
-            nodes: 4096,
-            parked: 65_536,
-            pages: if resends { 0 } else { 64 << 20 >> 12 },
-        }
-    }
-
-    fn areas(&self) -> [usize; 7] {
-        [
-            self.nodes * NODE_WORDS,
-            INTERRUPTS,
-            DONE * 2,
-            SUSPECTS * 2,
-            self.parked * PARKED_WORDS,
-            self.pages,
-            self.pages * PAGE_WORDS,
-        ]
-    }
-
-    fn bytes(&self) -> usize {
-        let areas = self.areas().map(|words| words.next_multiple_of(PAGE_WORDS));
-        let words: usize = PAGE_WORDS + areas.iter().sum::<usize>();
-        words * 8 + self.slots * (PAGE_BYTES + DATA_BYTES_MAX)
-    }
-
-    fn words(&self) -> [u64; 4] {
-        [self.slots, self.nodes, self.parked, self.pages].map(|count| count as u64)
-    }
-}
 
 /// Whose session a memory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,10 +89,10 @@ pub struct Memory {
     pub suspects: Words,
     /// See [`super::parked`].
     pub parked: Words,
-    /// The page that follows each page of `pages`.
+    /// See [`super::data`]: the page that follows each page.
     pub next: Words,
-    /// See [`super::parked`].
-    pub pages: Words,
+    /// See [`super::data`]: the pages.
+    pub room: Arc<Room>,
 }
 
 fn refused(what: &str) -> io::Error {
@@ -161,7 +105,7 @@ impl Memory {
     /// # Errors
     /// There is no room.
     pub fn create(shape: Shape) -> io::Result<(Self, Vec<RequestMemory>)> {
-        let file = memory_file(c"lazyimage-session", shape.bytes())?;
+        let file = memory_file(c"lazyimage-session", shape.bytes(), &shape.hole())?;
         let fence = reopened(&file)?;
         if !try_lock(&fence)? {
             return Err(refused("a new session memory is in use"));
@@ -172,11 +116,15 @@ impl Memory {
     fn map(file: File, fence: File, shape: Shape) -> io::Result<(Self, Vec<RequestMemory>)> {
         let mut carver = Carver::map(&file, shape.bytes())?;
         let header = carver.words(PAGE_WORDS);
-        let [nodes, interrupts, done, suspects, parked, next, pages] =
-            shape.areas().map(|words| carver.words(words));
+        let [nodes, interrupts, done, suspects, parked, next, pages] = shape.areas();
+        let [nodes, interrupts, done, suspects, parked, next] =
+            [nodes, interrupts, done, suspects, parked, next].map(|words| carver.words(words));
+        let pages = carver.absent_words(pages);
+        pages.make_present(0..shape.pages_at_first() * PAGE_WORDS);
         let slots = (0..shape.slots)
             .map(|_| carver.request_memory(DATA_BYTES_MAX))
             .collect();
+        let room = Room::new(file.try_clone()?, shape.pages_at(), pages);
         let memory = Self {
             file,
             fence,
@@ -187,7 +135,7 @@ impl Memory {
             suspects,
             parked,
             next,
-            pages,
+            room: Arc::new(room),
         };
         Ok((memory, slots))
     }

@@ -35,8 +35,12 @@
 
 mod abi;
 mod channel;
+mod data;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing_session;
+mod layout;
 mod ledger;
 mod memory;
 mod mount;

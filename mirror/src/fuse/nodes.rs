@@ -8,7 +8,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::memory::{Memory, NODE_WORDS, WORD_NEXT_NODE};
+use super::layout::NODE_WORDS;
+use super::memory::{Memory, WORD_NEXT_NODE};
 use super::node::Owner;
 use crate::sys::shared::Words;
 

@@ -18,10 +18,11 @@
 //!
 //! # When it is full
 //!
-//! There is a record for each request that the kernel lets wait (`max_background`) and room for
-//! 64 MiB of data, none where the kernel resends. A write that finds no room for its data waits all
-//! the same, *unkept*: if the agent dies before it is done, and the kernel does not resend, it ends
-//! with EIO. A request that finds no record is refused with EIO. Either raises an alarm.
+//! There is a record for each request that the kernel lets wait (`max_background`) and room for a
+//! GiB of data if the host has it (`data`), none where the kernel resends. A write that finds no room
+//! for its data waits all the same, *unkept*: if the agent dies before it is done, and the kernel
+//! does not resend, it ends with EIO. A request that finds no record is refused with EIO. Either
+//! raises an alarm.
 //!
 //! # Threads
 //!
@@ -35,14 +36,15 @@ use zerocopy::FromBytes;
 
 use super::abi::{InHeader, WRITE_PREFIX, WriteIn, op};
 use super::channel::Channel;
+use super::data::Data;
+use super::layout::PARKED_WORDS;
 use super::ledger::{FLUSH_OWED, MOVED, Settled, pack, unpack};
-use super::memory::{Memory, PARKED_WORDS};
+use super::memory::Memory;
 use super::slot::{Head, Marks};
 use crate::disk::{Door, Errno, Ticket};
 use crate::event::{Event, Events};
-use crate::sys::shared::{PAGE_BYTES, Words};
+use crate::sys::shared::Words;
 
-const PAGE_WORDS: usize = PAGE_BYTES / 8;
 const FREE: u64 = 0;
 const PARKED: u64 = 1;
 const EXECUTED: u64 = 2;
@@ -66,8 +68,6 @@ pub struct Parked {
     channel: Arc<Channel>,
     events: Arc<Events>,
     records: Words,
-    next: Words,
-    pages: Words,
     resends: bool,
     inner: Mutex<Inner>,
 }
@@ -76,7 +76,7 @@ pub struct Parked {
 struct Inner {
     by_ticket: HashMap<Ticket, usize>,
     free: Vec<usize>,
-    free_pages: Vec<usize>,
+    data: Data,
     unkept: u64,
     /// Handed over: nothing is completed any more.
     closed: bool,
@@ -113,43 +113,41 @@ impl Parked {
     /// Those of a memory; what stands there stays.
     #[must_use]
     pub fn of(memory: &Memory, resends: bool, channel: Arc<Channel>, events: Arc<Events>) -> Self {
-        let (records, next, pages) = (
-            memory.parked.clone(),
-            memory.next.clone(),
-            memory.pages.clone(),
-        );
-        let mut inner = Inner {
-            by_ticket: HashMap::new(),
-            free: Vec::new(),
-            free_pages: Vec::new(),
+        let records = memory.parked.clone();
+        let mut by_ticket = HashMap::new();
+        let (mut free, mut firsts) = (Vec::new(), Vec::new());
+        for record in (0..records.len() / PARKED_WORDS).rev() {
+            let at = record * PARKED_WORDS;
+            let mut head = [0; WRITE_PREFIX];
+            records.copy(at + WORD_HEAD, &mut head);
+            let header = InHeader::read_from_prefix(&head);
+            // One without a name is nobody's, and so is a second one of a name.
+            match header {
+                Ok((header, _))
+                    if records.get(at + WORD_STATE) != FREE
+                        && header.unique != 0
+                        && !by_ticket.contains_key(&header.unique) =>
+                {
+                    by_ticket.insert(header.unique, record);
+                    firsts.push(records.get(at + WORD_PAGE));
+                }
+                _ => {
+                    records.set(at + WORD_STATE, FREE);
+                    free.push(record);
+                }
+            }
+        }
+        let inner = Inner {
+            by_ticket,
+            free,
+            data: Data::of(memory, &firsts),
             unkept: 0,
             closed: false,
         };
-        let mut used = vec![false; next.len()];
-        for record in (0..records.len() / PARKED_WORDS).rev() {
-            let at = record * PARKED_WORDS;
-            if records.get(at + WORD_STATE) == FREE {
-                inner.free.push(record);
-                continue;
-            }
-            let mut head = [0; WRITE_PREFIX];
-            records.copy(at + WORD_HEAD, &mut head);
-            if let Ok((header, _)) = InHeader::read_from_prefix(&head) {
-                inner.by_ticket.insert(header.unique, record);
-            }
-            let mut page = records.get(at + WORD_PAGE);
-            while let Some(this) = page_at(page).filter(|&this| this < used.len() && !used[this]) {
-                used[this] = true;
-                page = next.get(this);
-            }
-        }
-        inner.free_pages = (0..used.len()).rev().filter(|&page| !used[page]).collect();
         Self {
             channel,
             events,
             records,
-            next,
-            pages,
             resends,
             inner: Mutex::new(inner),
         }
@@ -186,22 +184,13 @@ impl Parked {
             _ => None,
         };
         let bits = get(WORD_DATA);
-        let mut left = usize::try_from(bits & u64::from(u32::MAX)).unwrap_or(0);
-        let mut data = Vec::with_capacity(left);
-        let mut page = get(WORD_PAGE);
-        while let Some(this) = page_at(page).filter(|&this| this < self.next.len() && left > 0) {
-            let mut bytes = [0; PAGE_BYTES];
-            let len = left.min(PAGE_BYTES);
-            self.pages.copy(this * PAGE_WORDS, &mut bytes[..len]);
-            data.extend_from_slice(&bytes[..len]);
-            left -= len;
-            page = self.next.get(this);
-        }
+        let len = usize::try_from(bits & u64::from(u32::MAX)).unwrap_or(usize::MAX);
+        let data = lock(&self.inner).data.read(get(WORD_PAGE), len);
         Found {
             record,
             head,
-            unkept: bits & UNKEPT != 0 || left > 0,
-            data,
+            unkept: bits & UNKEPT != 0 || data.is_none(),
+            data: data.unwrap_or_default(),
             settled,
             running: bits & RUNNING != 0,
         }
@@ -223,7 +212,7 @@ impl Parked {
         let owes_flush = marks.settled(ticket) == Some(FLUSH_OWED);
         let keeps = !self.resends && !owes_flush && !data.is_empty();
         let (page, unkept) = if keeps {
-            match self.keep(&mut inner, data) {
+            match inner.data.keep(data) {
                 Some(page) => (page, 0),
                 None => (0, UNKEPT),
             }
@@ -247,22 +236,6 @@ impl Parked {
         inner.by_ticket.insert(ticket, record);
         marks.settle(ticket, MOVED);
         true
-    }
-
-    /// Copies data to free pages; answers the first, plus one.
-    fn keep(&self, inner: &mut Inner, data: &[u8]) -> Option<u64> {
-        let count = data.len().div_ceil(PAGE_BYTES);
-        if inner.free_pages.len() < count {
-            return None;
-        }
-        let mut following = 0;
-        for part in data.chunks(PAGE_BYTES).rev() {
-            let page = inner.free_pages.pop()?;
-            self.pages.put(page * PAGE_WORDS, part);
-            self.next.set(page, following);
-            following = page as u64 + 1;
-        }
-        Some(following)
     }
 
     fn mark(&self, record: usize, bit: u64, on: bool) {
@@ -310,17 +283,14 @@ impl Parked {
 
     fn give_back(&self, inner: &mut Inner, record: usize) {
         let at = record * PARKED_WORDS;
-        let mut page = self.records.get(at + WORD_PAGE);
+        let first = self.records.get(at + WORD_PAGE);
         if self.records.get(at + WORD_DATA) & UNKEPT != 0 {
             inner.unkept = inner.unkept.saturating_sub(1);
         }
         self.records.set(at + WORD_STATE, FREE);
         // Behind the state: pages of a record that stands are never another's.
         self.records.set(at + WORD_PAGE, 0);
-        while let Some(this) = page_at(page).filter(|&this| this < self.next.len()) {
-            page = self.next.get(this);
-            inner.free_pages.push(this);
-        }
+        inner.data.give_back(first);
         inner.free.push(record);
     }
 
@@ -371,10 +341,6 @@ fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
     inner.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn page_at(page: u64) -> Option<usize> {
-    usize::try_from(page).ok()?.checked_sub(1)
-}
-
 /// What a request asks for, and a WRITE's length.
 #[must_use]
 pub fn opcode_and_size(head: &Head) -> (u32, u32) {
@@ -423,6 +389,9 @@ impl Door for SlotDoor {
 
     fn running(&self, ticket: Ticket, running: bool) {
         self.parked.running(ticket, running);
+        if running {
+            super::point::reached("parked-running");
+        }
     }
 }
 

@@ -21,7 +21,8 @@ use std::sync::{Arc, Barrier, Condvar, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::memory::{Identity, Memory, Shape, slots};
+use super::layout::Shape;
+use super::memory::{Identity, Memory, slots};
 use super::node::Owner;
 use super::session::{Place, Session, handshake};
 use super::{mount, point};

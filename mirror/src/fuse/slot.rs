@@ -122,8 +122,9 @@ impl Slot {
         let head = self.marks.head();
         let (header, _) = InHeader::read_from_prefix(&head).ok()?;
         let len = header.len as usize;
-        (len >= size_of::<InHeader>() && len <= WRITE_PREFIX + DATA_BYTES_MAX)
-            .then_some((header, len))
+        let whole = len >= size_of::<InHeader>() && len <= WRITE_PREFIX + DATA_BYTES_MAX;
+        // An answer to no name would be a notification.
+        (whole && header.unique != 0).then_some((header, len))
     }
 
     /// The request of `len` bytes as one piece, cut off where `whole` is full: for requests that

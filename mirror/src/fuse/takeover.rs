@@ -20,7 +20,7 @@
 
 use super::abi::{InHeader, op};
 use super::ledger::{DEATHS, MOVED, Settled};
-use super::parked::Found;
+use super::parked::{Found, opcode_and_size};
 use super::session::{Place, Session};
 use crate::disk::Ticket;
 use crate::event::Event;
@@ -121,7 +121,8 @@ impl Session {
             self.answer_settled(header, place, settled);
             return true;
         }
-        if found.unkept {
+        let (_, written) = opcode_and_size(&found.head);
+        if found.unkept || found.data.len() < written as usize {
             self.channel.error(header.unique, libc::EIO);
             return false;
         }

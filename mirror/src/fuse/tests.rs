@@ -270,6 +270,40 @@ fn a_parked_write_is_answered_with_its_length() {
     assert_eq!((errors, answer.size), (vec![0], 3));
 }
 
+/// Where nobody resends: what a successor answers to a parked write of so many pages.
+fn after_a_death(pages: usize) -> Vec<i32> {
+    let mut kernel = Kernel::with(Parking::of(1 << 20));
+    let len = pages * 4096;
+    let write = WriteIn {
+        size: u32::try_from(len).expect("small"),
+        ..WriteIn::default()
+    };
+    let body = [write.as_bytes(), &vec![7; len]].concat();
+    assert!(kernel.ask(op::WRITE, &body).0.is_empty());
+    let Kernel { session, place, .. } = kernel;
+    let (device, agreed) = (session.channel.device().try_clone(), session.agreed);
+    let events = Arc::new(Events::default());
+    let session = Session::new(device.expect("open"), agreed, session.memory, events);
+    let disk = Parking::of(1 << 20);
+    let added = session.disks_mut().add("i", "disk", disk, OWNER);
+    let mut place = session.place(place.slot);
+    place.slot.clear();
+    session.finish_parked(&mut place, &session.parked.standing());
+    let node = added.expect("free").id;
+    let kernel = Kernel {
+        session,
+        place,
+        node,
+    };
+    kernel.answers().0
+}
+
+#[test]
+fn a_write_whose_data_found_no_room_ends_with_eio_at_a_death() {
+    assert!(after_a_death(SMALL.pages).is_empty(), "it waits again");
+    assert_eq!(after_a_death(SMALL.pages + 1), [-libc::EIO]);
+}
+
 #[test]
 fn an_interrupt_ends_its_request_whichever_is_served_first() {
     for interrupt_first in [false, true] {

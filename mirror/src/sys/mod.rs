@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod death;
 pub mod file;
 pub mod fuse;
 pub mod mem;

@@ -5,9 +5,11 @@
 //! [`RequestMemory`] (one owner), so that neither can alias the other.
 #![allow(unsafe_code)]
 
+use super::death;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -25,18 +27,23 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-/// A memfd of `len` bytes of zeros, all of them allocated: no later touch lacks memory. Sealed
-/// against every change of size: no later touch finds the end of the file.
+/// A memfd of `len` bytes of zeros, all but a `hole` of them allocated: no later touch lacks memory.
+/// Sealed against every change of size: no later touch finds the end of the file.
 ///
 /// # Errors
 /// The system's: there is no room.
-pub fn memory_file(name: &CStr, len: usize) -> io::Result<File> {
+pub fn memory_file(name: &CStr, len: usize, hole: &Range<usize>) -> io::Result<File> {
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     // SAFETY: a NUL-terminated string that outlives the call.
     let fd = check(unsafe { libc::memfd_create(name.as_ptr(), flags) })?;
     // SAFETY: the descriptor is new and nobody else's.
     let file = unsafe { File::from_raw_fd(fd) };
-    super::file::preallocate(&file, 0, len as u64)?;
+    file.set_len(len as u64)?;
+    for part in [0..hole.start, hole.end..len] {
+        if !part.is_empty() {
+            super::file::preallocate(&file, part.start as u64, part.len() as u64)?;
+        }
+    }
     let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
     // SAFETY: the descriptor is open; no memory is handed over.
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) })?;
@@ -136,9 +143,7 @@ pub struct Carver {
 }
 
 impl Carver {
-    /// Maps `len` bytes of a sealed file, every page of them present and, if the limits allow,
-    /// locked. Present matters: when a process that is being killed has to fault while the kernel
-    /// copies a request to it, that request fails in its caller.
+    /// Maps `len` bytes of a sealed file.
     ///
     /// # Errors
     /// The system's; EINVAL: the file is not sealed, or not `len` bytes long.
@@ -163,22 +168,10 @@ impl Carver {
         }
         let base =
             NonNull::new(base.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        let carver = Self {
+        Ok(Self {
             mapping: Arc::new(Mapping { base, len }),
             at: 0,
-        };
-        // SAFETY: the range is mapped; a refusal (limits) is no harm.
-        unsafe { libc::mlock(base.as_ptr().cast(), len) };
-        let all = Words {
-            _mapping: carver.mapping.clone(),
-            base: base.cast(),
-            len: len / WORD_BYTES,
-        };
-        for word in (0..all.len).step_by(PAGE_BYTES / WORD_BYTES) {
-            // A write that changes nothing maps the page for writing.
-            all.word(word).fetch_or(0, Ordering::Relaxed);
-        }
-        Ok(carver)
+        })
     }
 
     fn take(&mut self, len: usize) -> NonNull<u8> {
@@ -190,8 +183,15 @@ impl Carver {
         taken
     }
 
-    /// The next `len` words; the rest of their last page is nobody's.
+    /// The next `len` words, present; the rest of their last page is nobody's.
     pub fn words(&mut self, len: usize) -> Words {
+        let words = self.absent_words(len);
+        words.make_present(0..len);
+        words
+    }
+
+    /// The next `len` words, which need not be allocated before [`Words::make_present`].
+    pub fn absent_words(&mut self, len: usize) -> Words {
         let base = self.take(len * WORD_BYTES).cast();
         Words {
             _mapping: self.mapping.clone(),
@@ -203,7 +203,7 @@ impl Carver {
     /// The next page and `data_bytes` behind it.
     pub fn request_memory(&mut self, data_bytes: usize) -> RequestMemory {
         let words = self.words(PAGE_BYTES / WORD_BYTES);
-        let data = self.take(data_bytes);
+        let data = self.words(data_bytes / WORD_BYTES).base.cast();
         RequestMemory {
             words,
             data,
@@ -238,6 +238,27 @@ impl Words {
         self.len == 0
     }
 
+    /// Makes the pages of a run of words present and, if the limits allow, locked. It matters: when
+    /// a process that is being killed has to fault while the kernel copies a request to it, that
+    /// request fails in its caller.
+    ///
+    /// # Panics
+    /// There are not so many.
+    pub fn make_present(&self, words: Range<usize>) {
+        if words.is_empty() {
+            return;
+        }
+        let (first, last) = (self.word(words.start), self.word(words.end - 1));
+        let start: *const AtomicU64 = first;
+        let len = std::ptr::from_ref(last).addr() - start.addr() + WORD_BYTES;
+        // SAFETY: the range is mapped; a refusal (limits) is no harm.
+        unsafe { libc::mlock(start.cast(), len) };
+        for word in words.step_by(PAGE_BYTES / WORD_BYTES) {
+            // A write that changes nothing maps the page for writing.
+            self.word(word).fetch_or(0, Ordering::Relaxed);
+        }
+    }
+
     /// One.
     ///
     /// # Panics
@@ -260,7 +281,10 @@ impl Words {
     /// Stores behind every store before it.
     #[inline]
     pub fn set(&self, index: usize, value: u64) {
-        self.word(index).store(value, Ordering::Release);
+        let word = self.word(index);
+        if death::spares_a_store() {
+            word.store(value, Ordering::Release);
+        }
     }
 
     /// Stores bytes from a word on; the last word is filled up with zeros.
@@ -268,8 +292,10 @@ impl Words {
         for (at, part) in (index..).zip(bytes.chunks(WORD_BYTES)) {
             let mut word = [0; WORD_BYTES];
             word[..part.len()].copy_from_slice(part);
-            self.word(at)
-                .store(u64::from_ne_bytes(word), Ordering::Relaxed);
+            let target = self.word(at);
+            if death::spares_a_store() {
+                target.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+            }
         }
     }
 
@@ -355,7 +381,7 @@ mod tests {
 
     #[test]
     fn a_memory_is_mapped_again_with_what_was_stored() {
-        let file = memory_file(c"test", 4 * PAGE_BYTES).expect("memory");
+        let file = memory_file(c"test", 4 * PAGE_BYTES, &(0..0)).expect("memory");
         let mut carver = Carver::map(&file, 4 * PAGE_BYTES).expect("mapped");
         carver.words(3).put(1, b"nine byte");
         let mut memory = carver.request_memory(8192);
@@ -374,7 +400,7 @@ mod tests {
         let file = tempfile::tempfile().expect("a temporary file");
         file.set_len(4096).expect("room");
         assert!(Carver::map(&file, 4096).is_err());
-        let file = memory_file(c"test", 4096).expect("memory");
+        let file = memory_file(c"test", 4096, &(0..0)).expect("memory");
         assert!(Carver::map(&file, 8192).is_err());
         assert!(file.set_len(0).is_err());
     }

@@ -37,6 +37,7 @@ import pytest
 from tests.functional.mirror import conftest
 
 BLOCK = 4096
+MIB = 1 << 20
 CHUNK_BYTES = conftest.CHUNK_BYTES
 CHUNKS = 32
 WITHOUT_RESEND = 'LAZYIMAGE_FUSE_WITHOUT_RESEND'
@@ -92,10 +93,17 @@ class Session(conftest.Engine):
 
     def resume(self, session='session-1', **environment):
         """A new server, which has resumed and serves nothing yet."""
+        self.open_another(session, **environment)
+        self.resume_here()
+
+    def open_another(self, session='session-1', **environment):
+        """Another server, that has not resumed."""
         if self.process.popen.poll() is not None:
             self.process.popen.stdin.close()
             self.process.popen.stdout.close()
         self._open(self.descriptors, environment, session)
+
+    def resume_here(self):
         device, memory = self.descriptors
         self.engine(
             'resume', at=str(self.mount), device_fd=device, memory_fd=memory
@@ -402,6 +410,38 @@ class TestParked:
             assert found == expected
         assert session.engine('statistics')['parked_now'] == 0
 
+    @pytest.mark.parametrize('session', ['kept'], indirect=True)
+    def test_more_of_writes_than_there_is_room_at_first_survives(
+        self, session, pool, rng
+    ):
+        """As when a disk with full queues is held for a COMMIT."""
+        count = 80
+        # One chunk again and again: it is fetched once.
+        base = rng.randbytes(CHUNK_BYTES) * (count * MIB // CHUNK_BYTES + 1)
+        session.hold.touch()
+        session.begin()
+        path = session.add(base)
+        with opened(path) as fd:
+            writes = [
+                pool.submit(
+                    os.pwrite, fd, block(bytes([n]) * MIB), n * MIB + 100
+                )
+                for n in range(count)
+            ]
+            conftest.wait_for(
+                lambda: session.engine('statistics')['parked_now'] == count,
+                'all to be parked',
+            )
+            session.kill()
+            session.take_over()
+            session.hold.unlink()
+            assert [one.result(20) for one in writes] == [MIB] * count
+        written = b''.join(bytes([n]) * MIB for n in range(count))
+        found = path.read_bytes()
+        assert found[100 : 100 + len(written)] == written
+        assert found[:100] == base[:100]
+        assert found[100 + len(written) :] == base[100 + len(written) :]
+
     def test_a_process_that_is_killed_meanwhile_ends(self, session, content):
         session.hold.touch()
         session.begin()
@@ -491,19 +531,37 @@ class TestPoison:
         path = session.add(content)
         with opened(path, os.O_DIRECT) as fd:
             pending = pool.submit(os.pwrite, fd, block(b'x' * BLOCK), 0)
-            for _ in range(2):
-                session.died()
-                # It may be dead before it has said that it serves.
-                with contextlib.suppress(json.JSONDecodeError):
-                    session.take_over(LAZYIMAGE_KILL_AT='write-unsettled')
-            session.died()
-            assert not pending.done()
-            session.take_over()
-            with pytest.raises(OSError) as caught:
-                pending.result(20)
-            assert caught.value.errno == errno.EIO
+            self.die_of(session, pending, 'write-unsettled')
             write(fd, b'y' * BLOCK, 0)
             assert read(fd, BLOCK, 0) == b'y' * BLOCK
+
+    def test_so_does_one_that_kills_them_after_it_has_waited(
+        self, session, content, pool
+    ):
+        session.begin(LAZYIMAGE_KILL_AT='parked-running')
+        path = session.add(content)
+        with opened(path) as fd:
+            pending = pool.submit(os.pwrite, fd, b'new', 100)
+            self.die_of(session, pending, 'parked-running')
+            assert os.pwrite(fd, b'new', 100) == 3
+            expected = content[:100] + b'new' + content[103:BLOCK]
+            assert os.pread(fd, BLOCK, 0) == expected
+
+    @staticmethod
+    def die_of(session, pending, point):
+        for _ in range(2):
+            session.died()
+            # What had to be fetched has to be fetched again.
+            shutil.rmtree(session.state / 'cache')
+            # It may be dead before it has said that it serves.
+            with contextlib.suppress(json.JSONDecodeError):
+                session.take_over(LAZYIMAGE_KILL_AT=point)
+        session.died()
+        assert not pending.done()
+        session.take_over()
+        with pytest.raises(OSError) as caught:
+            pending.result(20)
+        assert caught.value.errno == errno.EIO
         while True:
             event = session.engine('next_event', timeout_seconds=5)
             assert event is not None, 'no alarm'
