@@ -25,11 +25,13 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from lazyblob import accounting
 from lazyblob import chunk
 from lazyblob import commit as committing
 from lazyblob import digest
 from lazyblob import exceptions
 from lazyblob import exporting
+from lazyblob import growing
 from lazyblob import importing
 from lazyblob import manifest as manifests
 from lazyblob import patience
@@ -354,15 +356,46 @@ class Repository:
         project_id: str = '',
         kind: api.Kind = api.Kind.IMAGE,
         name: str = '',
+        size_bytes: int | None = None,
     ) -> api.Version:
-        """A new blob that begins as a version of another: one row."""
-        return self.catalog.clone(
+        """A new blob that begins as a version of another: one row.
+
+        :param size_bytes: grow it at once; its version is 2 then. What died
+            between the two is completed by calling again
+        :raises InvalidConfiguration: a smaller size than the source's
+        """
+        if size_bytes is not None:
+            growing.check(self.catalog, source, version, size_bytes)
+        made = self.catalog.clone(
             source,
             version,
             blob_id=blob_id,
             kind=kind,
             project_id=project_id,
             name=name,
+        )
+        if size_bytes is None or size_bytes == made.size_bytes:
+            return made
+        return growing.grow(self, made, size_bytes)
+
+    def account(
+        self, progress: Callable[[int], None] | None = None
+    ) -> accounting.Account:
+        """What versions take, alone and together.
+
+        :param progress: called with the versions done so far
+        """
+        scopes: dict[str, str] = {}
+
+        def open_tree(version: api.Version) -> trees.Tree:
+            if version.blob_id not in scopes:
+                scopes.clear()
+                blob = self.catalog.get(version.blob_id)
+                scopes[version.blob_id] = blob.scope
+            return self.tree(version.root, scopes[version.blob_id])
+
+        return accounting.account(
+            self.catalog, self.store.list(), open_tree, progress
         )
 
     def delete(

@@ -128,6 +128,19 @@ def add_format(parser: argparse.ArgumentParser) -> None:
         dest='output_format',
         help='how to print (default: table)',
     )
+    parser.add_argument(
+        '--json',
+        action='store_const',
+        const='json',
+        default=argparse.SUPPRESS,
+        dest='output_format',
+        help='the same as "-f json"',
+    )
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help."""
+    return 'examples:\n' + '\n'.join(f'  {line}' for line in lines)
 
 
 def readable(size_bytes: int) -> str:
@@ -197,10 +210,13 @@ class Progress:
     """A line on standard error that shows how far it is, if one looks.
 
     Call it with the bytes (or whatever ``total`` counts) done so far.
+
+    :param unit: of what is counted, if it is not bytes
     """
 
-    def __init__(self, verb: str, total: int | None) -> None:
+    def __init__(self, verb: str, total: int | None, unit: str = '') -> None:
         self._verb = verb
+        self._unit = unit
         self._total = total
         self._started = self._shown = time.monotonic()
         self._is_on = sys.stderr.isatty()
@@ -211,9 +227,13 @@ class Progress:
             return
         self._shown = now
         share = f' {done / self._total:4.0%}' if self._total else ''
-        rate = readable(int(done / (now - self._started)))
+        rate = done / (now - self._started)
+        if self._unit:
+            far = f'{done} {self._unit}, {rate:.1f}/s'
+        else:
+            far = f'{readable(done)}, {readable(int(rate))}/s'
         print(
-            f'\r{self._verb}{share} {readable(done)}, {rate}/s\x1b[K',
+            f'\r{self._verb}{share} {far}\x1b[K',
             end='',
             file=sys.stderr,
             flush=True,

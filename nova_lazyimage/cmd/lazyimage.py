@@ -31,17 +31,21 @@ MODULES = (
     'nova_lazyimage.cmd.commands.import_image',
     'nova_lazyimage.cmd.commands.ls',
     'nova_lazyimage.cmd.commands.show',
+    'nova_lazyimage.cmd.commands.history',
+    'nova_lazyimage.cmd.commands.du',
     'nova_lazyimage.cmd.commands.export',
     'nova_lazyimage.cmd.commands.clone',
     'nova_lazyimage.cmd.commands.diff',
     'nova_lazyimage.cmd.commands.delete',
     'nova_lazyimage.cmd.commands.verify',
+    'nova_lazyimage.cmd.commands.sessions',
     'nova_lazyimage.cmd.commands.attach',
     'nova_lazyimage.cmd.commands.commit',
     'nova_lazyimage.cmd.commands.grow',
     'nova_lazyimage.cmd.commands.revert',
     'nova_lazyimage.cmd.commands.detach',
     'nova_lazyimage.cmd.commands.status',
+    'nova_lazyimage.cmd.commands.completion',
 )
 
 EPILOG = """
@@ -51,6 +55,10 @@ LAZYIMAGE_REPOSITORY, else from [repository] of --config-file, else of
 
 NAME is a blob's name or id; NAME@VERSION one of its versions, NAME its
 newest. Every command has its own --help.
+
+Exit status: 0 done; 1 it failed, and standard error says in one line what
+happened and what to do (verify: damage was found); 2 the command line is
+wrong; 130 interrupted.
 """
 
 

@@ -32,6 +32,12 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         '--project', help='owning project (default: the source\'s)'
     )
+    parser.add_argument(
+        '--size',
+        type=int,
+        metavar='BYTES',
+        help='grow it at once (its version is 2 then); it cannot shrink',
+    )
     console.add_format(parser)
     parser.set_defaults(run=run)
 
@@ -46,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         blob_id=arguments.id or str(uuid.uuid4()),
         project_id=blob.project_id if project is None else project,
         name=arguments.name,
+        size_bytes=arguments.size,
     )
     console.show_fields(
         arguments,

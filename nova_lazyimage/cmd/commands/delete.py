@@ -32,6 +32,7 @@ def register(subparsers: Any) -> None:
         help='also if a host has it attached: that host can no longer '
         'commit, and what it did not commit is lost',
     )
+    console.add_format(parser)
     parser.set_defaults(run=run)
 
 
@@ -41,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     blob = repo.catalog.find(name)
     if number is not None:
         repo.catalog.delete_version(blob.id, number)
+        tell(arguments, blob.id, number)
         return
     secret = ''
     if arguments.force:
@@ -48,3 +50,12 @@ def run(arguments: argparse.Namespace) -> None:
         secret = secrets.token_hex(16)
         repo.catalog.claim(blob.id, secret)
     repo.delete(blob.id, secret=secret)
+    tell(arguments, blob.id, None)
+
+
+def tell(
+    arguments: argparse.Namespace, blob_id: str, version: int | None
+) -> None:
+    """Only to programs; people see that nothing went wrong."""
+    if arguments.output_format == 'json':
+        console.show_fields(arguments, {'id': blob_id, 'version': version})

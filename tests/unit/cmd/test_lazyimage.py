@@ -264,3 +264,80 @@ def test_names_may_hold_an_at_sign():
     assert console.split('me@home') == ('me@home', None)
     assert console.split('me@home@12') == ('me@home', 12)
     assert console.split('debian') == ('debian', None)
+
+
+def test_lineage_is_a_tree(made):
+    made('clone', 'debian', '--name', 'web')
+    made('clone', 'web', '--name', 'blog')
+    made('clone', 'debian', '--name', 'db')
+    status, out, _ = made('history', 'blog')
+    lines = [line.partition('  image')[0] for line in out.splitlines()]
+    assert status == 0
+    assert lines == [
+        'debian',
+        '@1 -> web',
+        '    @1 -> blog',
+        '@1 -> db',
+    ]
+    rows = answer(made('history', '--json'))
+    assert [row['depth'] for row in rows] == [0, 1, 2, 1]
+    assert rows[0]['versions'] == [1]
+
+
+def test_blobs_are_deleted_in_any_order(made):
+    made('clone', 'debian', '--name', 'web')
+    made('clone', 'web', '--name', 'blog')
+    told = answer(made('delete', 'web', '--json'))
+    assert told['version'] is None
+    out = made('history', 'debian')[1]
+    assert 'image, deleted' in out
+    assert '    @1 -> blog' in out
+    assert made('delete', 'debian')[0] == 0
+    assert made('verify')[0] == 0
+    (row,) = answer(made('history', '--json'))
+    assert (row['name'], row['depth']) == ('blog', 0)
+
+
+def test_space_is_accounted_for(made):
+    made('clone', 'debian', '--name', 'web')
+    found = answer(made('du', '--json'))
+    assert found['logical_bytes'] == 2 * len(DATA)
+    assert found['unreferenced_bytes'] == 0
+    assert {row['unique_bytes'] for row in found['versions']} == {0}
+    made('delete', 'debian')
+    (row,) = answer(made('du', 'web', '--json'))['versions']
+    assert row['unique_bytes'] == row['stored_bytes'] > CHUNK
+    status, out, _ = made('du')
+    assert status == 0
+    assert re.search(r'web +1 +2\.0 MiB +1\.0 MiB', out)
+    assert 'physical' in out
+
+
+def test_a_clone_grows(made):
+    size = 10 * CHUNK
+    told = answer(
+        made('clone', 'debian', '--name', 'b', '--size', size, '--json')
+    )
+    assert told['size_bytes'] == size
+    why = refused(made('clone', 'debian', '--name', 'c', '--size', CHUNK))
+    assert 'only grow' in why
+
+
+def test_what_dead_writers_left_is_listed_and_ended(made, tmp_path):
+    from lazyblob import repository
+
+    repo = repository.Repository.url((tmp_path / 'repository').as_uri())
+    repo.catalog.begin_session('host:17', 'dead')
+    repo.close()
+    (row,) = answer(made('sessions', '--json'))
+    assert (row['id'], row['owner']) == ('dead', 'host:17')
+    assert answer(made('sessions', '--end', 'dead', '--json')) == []
+
+
+@pytest.mark.parametrize('shell', ['bash', 'zsh', 'tcsh'])
+def test_shells_complete_the_commands(run, shell):
+    status, out, _ = run('completion', shell)
+    assert status == 0
+    assert 'history' in out
+    if shell == 'bash':
+        subprocess.run(['bash', '-n'], input=out, text=True, check=True)
