@@ -74,6 +74,15 @@ def zeros(size_bytes: int) -> bytes:
     return bytes(size_bytes)
 
 
+def object_bytes_max(content_bytes_max: int) -> int:
+    """The longest object that a content of such a size can be in.
+
+    A compressed one is never longer than zstd's bound for it.
+    """
+    overhead = content_bytes_max // 256 + 64
+    return HEADER_BYTES + content_bytes_max + overhead
+
+
 def is_zero(data: digest.Buffer) -> bool:
     # Comparing a memoryview goes byte by byte; bytes and bytearray memcmp.
     if isinstance(data, memoryview):

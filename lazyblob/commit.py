@@ -16,6 +16,11 @@ names the session that stands here from before the first look at the store
 until :meth:`Commit.close`, so that the collector spares what this commit
 relies on (contract 31).
 
+An import reads back what the store says it has already, and replaces what is
+not what its digest names: its source is at hand this once. A COMMIT believes
+the store, as far as its plausible lengths go; to list what is bad, and mend
+it, is for a command of its own.
+
 Crash: at any point it leaves objects that no version reaches, which the
 collector removes, and nothing else.
 
@@ -60,6 +65,8 @@ class Outcome(str, enum.Enum):
 class Statistics:
     """Counts and uncompressed bytes of chunks by outcome.
 
+    :ivar replaced_objects: of the stored ones and of nodes, those that the
+        store had, but not as their digest names them
     :ivar written_bytes: what the store received, headers and nodes included
     """
 
@@ -71,6 +78,7 @@ class Statistics:
     known_bytes: int = 0
     stored_chunks: int = 0
     stored_bytes: int = 0
+    replaced_objects: int = 0
     written_bytes: int = 0
 
     def add(self, outcome: Outcome, size_bytes: int, count: int = 1) -> None:
@@ -88,6 +96,7 @@ class Commit:
 
     :param parent: what the chunks that are not put are taken from
     :param size_bytes: of the new version; None: told to :meth:`finish`
+    :param reads_back: whether what is there already is read and compared
     :ivar session_id: what publish has to name
     """
 
@@ -101,6 +110,7 @@ class Commit:
         *,
         size_bytes: int | None = None,
         owner: str = '',
+        reads_back: bool = False,
     ) -> None:
         if parent is not None:
             if parent.chunk_size_bytes != chunk_size_bytes:
@@ -121,6 +131,7 @@ class Commit:
         self._keys = keys
         self._parent = parent
         self._size_bytes = size_bytes
+        self._reads_back = reads_back
         self._builder = manifest.Builder(parent)
         self._lock = threading.Lock()
         self._is_open = True
@@ -142,11 +153,9 @@ class Commit:
             name = digest.of(data, self._keys.chunk)
             if self._parent is not None and self._parent.get(index) == name:
                 outcome = Outcome.UNCHANGED
-            elif self._store.has(name):
-                outcome = Outcome.KNOWN
             else:
-                outcome = Outcome.STORED
                 written_bytes = self._put(name, data, chunk.Kind.CHUNK)
+                outcome = Outcome.STORED if written_bytes else Outcome.KNOWN
         # Only now: a chunk that failed must not stand in the manifest.
         self._builder.set(index, name)
         with self._lock:
@@ -217,9 +226,36 @@ class Commit:
     def _put(
         self, name: bytes, content: digest.Buffer, kind: chunk.Kind
     ) -> int:
+        """How many bytes the store received: none of what it has."""
+        is_there = self._store.has(name)
+        if is_there and (
+            not self._reads_back or self._holds(name, content, kind)
+        ):
+            return 0
         data = chunk.pack(content, kind, is_project=self._keys.is_project)
-        self._store.put(name, data)
+        if is_there:
+            LOG.warning(
+                '"%s" was damaged in "%s"; replacing it',
+                name.hex(),
+                self._store.url,
+            )
+            self._store.replace(name, data)
+            with self._lock:
+                self.statistics.replaced_objects += 1
+        else:
+            self._store.put(name, data)
         return len(data)
+
+    def _holds(
+        self, name: bytes, content: digest.Buffer, kind: chunk.Kind
+    ) -> bool:
+        """Whether the store's object has this content."""
+        size_bytes = len(content)
+        try:
+            data = self._store.get(name, chunk.object_bytes_max(size_bytes))
+            return chunk.decode(data, kind, size_bytes) == content
+        except (exceptions.ChunkCorrupt, exceptions.NotFound):
+            return False
 
     def _put_nodes(self, nodes: list[tuple[bytes, bytes]]) -> None:
         def write(pair: tuple[bytes, bytes]) -> int:

@@ -166,8 +166,7 @@ class Repository:
         """A version's manifest, read piece by piece."""
         keys = digest.keys(scope)
         name = bytes.fromhex(root)
-        content = chunk.unpack(
-            self.store.get(name),
+        content = self._unpacked(
             name,
             keys.descriptor,
             chunk.Kind.DESCRIPTOR,
@@ -175,12 +174,8 @@ class Repository:
         )
 
         def fetch_node(name: bytes) -> bytes:
-            return chunk.unpack(
-                self.store.get(name),
-                name,
-                keys.node,
-                chunk.Kind.NODE,
-                manifests.NODE_BYTES_MAX,
+            return self._unpacked(
+                name, keys.node, chunk.Kind.NODE, manifests.NODE_BYTES_MAX
             )
 
         return trees.Tree(manifests.Descriptor.decode(content), fetch_node)
@@ -198,13 +193,14 @@ class Repository:
         """The key of chunk digests in a blob's scope."""
         return digest.keys(scope).chunk
 
-    def fetch(self, name: bytes) -> bytes:
-        """A chunk *object*, not verified.
+    def fetch(self, name: bytes, chunk_size_bytes: int) -> bytes:
+        """A chunk *object*, not verified, but of a length that can be.
 
         :raises NotFound: it is confirmed absent
+        :raises ChunkCorrupt: it is larger than such a chunk's can be
         :raises StoreError: it cannot be read now
         """
-        return self.store.get(name)
+        return self.store.get(name, chunk.object_bytes_max(chunk_size_bytes))
 
     def diff(
         self, before: api.Version, after: api.Version
@@ -275,8 +271,10 @@ class Repository:
     ) -> api.Version:
         """Stream an image in: all or nothing.
 
-        The blob's row is made at the end, so that an upload that fails, or
-        whose process dies, leaves nothing that stands against the next one.
+        A chunk that the store has already is read back, and replaced if it
+        is damaged. The blob's row is made at the end, so that an upload that
+        fails, or whose process dies, leaves nothing that stands against the
+        next one.
 
         :param stream: bytes-like pieces of any length, or :class:`Hole`
         :param size_bytes: what the stream must have in all, if known
@@ -289,7 +287,7 @@ class Repository:
         self._refuse_used(blob_id, name)
         keys = digest.keys(self._scope(project_id))
         with committing.Commit(
-            self.catalog, self.store, keys, chunk_size_bytes
+            self.catalog, self.store, keys, chunk_size_bytes, reads_back=True
         ) as target:
             if statistics is not None:
                 target.statistics = statistics
@@ -411,13 +409,17 @@ class Repository:
             return digest.project_scope(project_id)
         return digest.REPOSITORY_SCOPE
 
+    def _unpacked(
+        self, name: bytes, key: bytes, kind: chunk.Kind, size_bytes_max: int
+    ) -> bytes:
+        data = self.store.get(name, chunk.object_bytes_max(size_bytes_max))
+        return chunk.unpack(data, name, key, kind, size_bytes_max)
+
     def _chunk_fetcher(self, scope: str) -> Callable[[bytes, int], bytes]:
         key = digest.keys(scope).chunk
 
         def fetch(name: bytes, size_bytes: int) -> bytes:
-            content = chunk.unpack(
-                self.store.get(name), name, key, chunk.Kind.CHUNK, size_bytes
-            )
+            content = self._unpacked(name, key, chunk.Kind.CHUNK, size_bytes)
             if len(content) != size_bytes:
                 raise exceptions.ChunkCorrupt(
                     f'"{name.hex()}": holds {len(content)} bytes and not a '

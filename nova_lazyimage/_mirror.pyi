@@ -165,6 +165,8 @@ class Engine:
             raised; the flight goes on and the caller fetches elsewhere or
             calls ``fetch_failed``
         """
+    def refused(self, digest: bytes, reason: str, source: str) -> None:
+        """Count and tell, as :meth:`fetched` does, what was not even read."""
     def fetch_failed(self, digest: bytes, kind: str, reason: str) -> None:
         """:param kind: ``transport`` (try later), ``missing``, ``corrupt``"""
     def next_event(self, timeout_seconds: float) -> dict[str, Any] | None:

@@ -20,6 +20,10 @@ is written again instead of believed.
 Crash: a put that was cut off leaves the whole object or none. What was put
 survives loss of power after :meth:`ChunkStore.sync`, not before.
 
+Lies: what a store answers is not believed. Whoever asks says how much he can
+take (:func:`lazyblob.chunk.object_bytes_max`), and no more is read, whatever
+the store says that it is.
+
 Threads: one instance serves them all.
 """
 
@@ -51,8 +55,21 @@ class ChunkStore(abc.ABC):
         """
 
     @abc.abstractmethod
-    def get(self, digest: bytes) -> bytes:
-        """The whole object. :raises NotFound: it is confirmed absent"""
+    def replace(self, digest: bytes, data: bytes) -> None:
+        """Store an object in the place of one that is known to be bad.
+
+        Readers find the one or the other, whole.
+
+        :raises StoreFull: the store has no room
+        """
+
+    @abc.abstractmethod
+    def get(self, digest: bytes, size_bytes_max: int) -> bytes:
+        """The whole object.
+
+        :raises NotFound: it is confirmed absent
+        :raises ChunkCorrupt: it is larger than ``size_bytes_max``
+        """
 
     @abc.abstractmethod
     def has(self, digest: bytes) -> bool:

@@ -11,14 +11,15 @@
 # under the License.
 """Chunks as files below one folder: ``file:///path``.
 
-Reading goes through obstore. Putting does not, for four things that its
+Listing goes through obstore. Putting does not, for four things that its
 local store leaves open: it renames without any sync; its files get whatever
 mode the umask leaves, so that services of one group could not read each
 other's; a killed process leaves its half-written files behind for ever; and
-a full disk is told only by the text of an error. Here a file is written
-without a name (``O_TMPFILE``), gets its mode, and is then linked under its
-digest, which fails if somebody else was first. Where the file system cannot
-do that (NFS), a named temporary file takes its place.
+a full disk is told only by the text of an error. Nor does reading: a chunk is
+three calls of the system here, and a way to another thread and back there.
+Here a file is written without a name (``O_TMPFILE``), gets its mode, and is
+then linked under its digest, which fails if somebody else was first. Where
+the file system cannot do that (NFS), a named temporary file takes its place.
 
 The 256 folders of the first byte exist from :meth:`FileStore.initialise` on,
 so that no put makes one: mode 2770, files 0640, under any umask, so that the
@@ -45,6 +46,7 @@ from collections.abc import Iterable, Iterator
 
 import obstore.store
 
+from lazyblob import chunk
 from lazyblob import exceptions
 from lazyblob.chunk_store import objects
 
@@ -109,25 +111,40 @@ class FileStore(objects.ObjectStore):
             raise self._failed('initialise', self._root, exc) from exc
         self.sync(())
 
-    def get(self, digest: bytes) -> bytes:
+    def get(self, digest: bytes, size_bytes_max: int) -> bytes:
+        path = self._path(digest)
         try:
-            return super().get(digest)
-        except exceptions.NotFound as exc:
-            # Absence is believed only while the store itself is there.
-            parent = (self._root / objects.key(digest)).parent
-            if parent.is_dir():
-                raise
-            raise exceptions.TemporaryStoreError(
-                f'"{parent}" does not exist; mount "{self.url}"'
+            size_bytes, data = _read(path, size_bytes_max)
+        except FileNotFoundError as exc:
+            self._check_mounted(path)
+            raise exceptions.NotFound(
+                f'could not read "{digest.hex()}" in "{self.url}": it is not '
+                f'there'
             ) from exc
+        except OSError as exc:
+            raise self._failed('read', path, exc) from exc
+        if size_bytes > size_bytes_max:
+            raise objects.too_large(digest, size_bytes, size_bytes_max)
+        return data
+
+    def has(self, digest: bytes) -> bool:
+        path = self._path(digest)
+        try:
+            size_bytes, head = _read(path, chunk.HEADER_BYTES)
+        except FileNotFoundError:
+            self._check_mounted(path)
+            return False
+        except OSError as exc:
+            raise self._failed('look for', path, exc) from exc
+        return chunk.plausible_length(head, size_bytes)
 
     def put(self, digest: bytes, data: bytes) -> None:
-        path = self._root / objects.key(digest)
+        path = self._path(digest)
         try:
             self._watch()
-            if path.exists() and self.has(digest):
+            if os.path.exists(path) and self.has(digest):
                 return
-            with _written(path.parent, data) as name:
+            with _written(os.path.dirname(path), data) as name:
                 try:
                     _link(name, path)
                 except FileExistsError:
@@ -135,6 +152,27 @@ class FileStore(objects.ObjectStore):
                         _replace(name, path)
         except OSError as exc:
             raise self._failed('write', path, exc) from exc
+
+    def replace(self, digest: bytes, data: bytes) -> None:
+        path = self._path(digest)
+        try:
+            self._watch()
+            with _written(os.path.dirname(path), data) as name:
+                _replace(name, path)
+        except OSError as exc:
+            raise self._failed('replace', path, exc) from exc
+
+    def _check_mounted(self, path: str) -> None:
+        """Absence is believed only while the store itself is there."""
+        parent = os.path.dirname(path)
+        if not os.path.isdir(parent):
+            raise exceptions.TemporaryStoreError(
+                f'"{parent}" does not exist; run "lazyimage init", or mount '
+                f'"{self.url}"'
+            )
+
+    def _path(self, digest: bytes) -> str:
+        return f'{self._root}/{objects.key(digest)}'
 
     def sync(self, digests: Iterable[bytes]) -> None:
         """Everything on the file system at once; ``digests`` is not read.
@@ -175,7 +213,7 @@ class FileStore(objects.ObjectStore):
                 self._handle = None
 
     def _failed(
-        self, verb: str, path: pathlib.Path, exc: OSError
+        self, verb: str, path: str | pathlib.Path, exc: OSError
     ) -> exceptions.LazyBlobError:
         what = f'could not {verb} "{path}": {exc.strerror}'
         if exc.errno in _FULL:
@@ -203,16 +241,30 @@ def _make_directory(path: pathlib.Path, *, exist_ok: bool) -> None:
         path.chmod(DIRECTORY_MODE)
 
 
+def _read(path: str, size_bytes_max: int) -> tuple[int, bytes]:
+    """A file's size, and so much of it."""
+    # Not to be kept waiting by what is no file, should somebody put it there.
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise exceptions.ChunkCorrupt(f'"{path}" is no file')
+        length = min(found.st_size, size_bytes_max)
+        return found.st_size, os.pread(handle, length, 0)
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
-def _written(directory: pathlib.Path, data: bytes) -> Iterator[str]:
+def _written(directory: str, data: bytes) -> Iterator[str]:
     """A name by which a new file with its final mode can be linked."""
-    name = str(directory / (_TEMPORARY_PREFIX + secrets.token_hex(8)))
+    name = f'{directory}/{_TEMPORARY_PREFIX}{secrets.token_hex(8)}'
     is_named = False
     flags = os.O_WRONLY | os.O_CLOEXEC
     try:
         handle = os.open(directory, flags | os.O_TMPFILE, FILE_MODE)
     except OSError as exc:
-        if exc.errno not in _NO_TMPFILE or not directory.is_dir():
+        if exc.errno not in _NO_TMPFILE or not os.path.isdir(directory):
             raise
         handle = os.open(name, flags | os.O_CREAT | os.O_EXCL, FILE_MODE)
         is_named = True
@@ -229,15 +281,16 @@ def _written(directory: pathlib.Path, data: bytes) -> Iterator[str]:
                 os.unlink(name)
 
 
-def _link(name: str, path: pathlib.Path) -> None:
+def _link(name: str, path: str) -> None:
     # Without a descriptor Python calls link(), which links /proc's symbolic
     # link itself; the name is absolute, so that the descriptor is not used.
     os.link(name, path, src_dir_fd=0, follow_symlinks=True)
 
 
-def _replace(name: str, path: pathlib.Path) -> None:
-    """Put the new file in the place of one that was cut short."""
-    step = path.with_name(_TEMPORARY_PREFIX + secrets.token_hex(8))
+def _replace(name: str, path: str) -> None:
+    """Put the new file in the place of one that is bad."""
+    step = f'{os.path.dirname(path)}/{_TEMPORARY_PREFIX}'
+    step += secrets.token_hex(8)
     _link(name, step)
     try:
         os.replace(step, path)

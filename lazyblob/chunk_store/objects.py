@@ -40,6 +40,15 @@ def key(digest: bytes) -> str:
     return f'{name[:2]}/{name}'
 
 
+def too_large(
+    digest: bytes, size_bytes: int, size_bytes_max: int
+) -> exceptions.ChunkCorrupt:
+    return exceptions.ChunkCorrupt(
+        f'"{digest.hex()}": object of {size_bytes} bytes or more where at '
+        f'most {size_bytes_max} may be'
+    )
+
+
 class ObjectStore(base.ChunkStore):
     """Reading and listing; what writes and syncs is the subclass's."""
 
@@ -54,9 +63,19 @@ class ObjectStore(base.ChunkStore):
     def _open(self) -> obstore.store.ObjectStore:
         """The obstore store, rooted where the prefixes lie."""
 
-    def get(self, digest: bytes) -> bytes:
+    def get(self, digest: bytes, size_bytes_max: int) -> bytes:
         def read() -> bytes:
-            return bytes(obstore.get(self._inner, key(digest)).bytes())
+            found = obstore.get(self._inner, key(digest))
+            if found.meta['size'] > size_bytes_max:
+                raise too_large(digest, found.meta['size'], size_bytes_max)
+            # What it says of its size is only a word: stop when it is over.
+            pieces, size_bytes = [], 0
+            for piece in found.stream(min_chunk_size=size_bytes_max):
+                size_bytes += len(piece)
+                if size_bytes > size_bytes_max:
+                    raise too_large(digest, size_bytes, size_bytes_max)
+                pieces.append(bytes(piece))
+            return b''.join(pieces)
 
         return self._call('read', digest, read)
 

@@ -20,7 +20,8 @@ Tiers are asked in order, the chunk store last. What a failure means (contract
 and says so again at a second look: the chunk is missing, or corrupt, and its
 readers get EIO. Anything else, whatever it is and in whichever tier, is the
 way to it, and is tried again until it answers. What arrives wrong is refused,
-counted by its source, and told by the engine.
+counted by its source, and told by the engine; of what is larger than such a
+chunk can be, no more is read than that.
 
 A store that answers nothing at all fails no fetch: a watch raises the alarm
 for it.
@@ -121,11 +122,13 @@ class Tier(NamedTuple):
     """Somewhere a chunk object may be.
 
     :param source: ``peer`` or ``store``, in metrics and alarms
-    :param fetch: by digest. :raises NotFound: it is confirmed absent
+    :param fetch: by digest and the chunk's size in bytes.
+        :raises NotFound: it is confirmed absent
+        :raises ChunkCorrupt: it is more than a chunk of that size
     """
 
     source: str
-    fetch: Callable[[bytes], bytes]
+    fetch: Callable[[bytes, int], bytes]
 
 
 class Fetcher:
@@ -191,13 +194,13 @@ class Fetcher:
             if started is not None:
                 self.alarm.overdue(started, self._alarm_seconds)
 
-    def _fetch(self, tier: Tier, digest: bytes) -> bytes:
+    def _fetch(self, tier: Tier, digest: bytes, size_bytes: int) -> bytes:
         if tier is not self._tiers[-1]:
-            return tier.fetch(digest)
+            return tier.fetch(digest, size_bytes)
         with self._mutex:
             self._under_way[digest] = time.monotonic()
         try:
-            return tier.fetch(digest)
+            return tier.fetch(digest, size_bytes)
         finally:
             with self._mutex:
                 self._under_way.pop(digest, None)
@@ -207,12 +210,14 @@ class Fetcher:
             try:
                 wanted = self._engine.next_fetch(guests_only, WAIT_SECONDS)
                 if wanted is not None:
-                    self._carry(bytes(wanted['digest']))
+                    self._carry(
+                        bytes(wanted['digest']), wanted['chunk_size_bytes']
+                    )
             except Exception:
                 LOG.exception('A fetch thread goes on after an error')
                 self._stopping.wait(PAUSE_SECONDS_MAX)
 
-    def _carry(self, digest: bytes) -> None:
+    def _carry(self, digest: bytes, size_bytes: int) -> None:
         """Ask one tier after the other.
 
         The second look at what all of them miss, or have wrong, is the
@@ -223,12 +228,15 @@ class Fetcher:
         for tier in self._tiers:
             started = time.monotonic()
             try:
-                data = self._fetch(tier, digest)
+                data = self._fetch(tier, digest, size_bytes)
                 self._engine.fetched(digest, data, tier.source)
             except exceptions.NotFound as exc:
                 kind, failure = 'missing', str(exc)
-            except (exceptions.ChunkCorrupt, ValueError) as exc:
-                # The engine's own ChunkCorrupt is a ValueError.
+            except exceptions.ChunkCorrupt as exc:
+                kind, failure = 'corrupt', str(exc)
+                self._engine.refused(digest, failure, tier.source)
+            except ValueError as exc:
+                # The engine refused it, and has said so.
                 kind, failure = 'corrupt', str(exc)
             except Exception as exc:
                 kind, failure = 'transport', f'{type(exc).__name__}: {exc}'

@@ -297,8 +297,8 @@ class Agent:
             thread.start()
             self._threads.append(thread)
 
-    def _fetch_from_store(self, digest: bytes) -> bytes:
-        found: bytes = self._repository().fetch(digest)
+    def _fetch_from_store(self, digest: bytes, size_bytes: int) -> bytes:
+        found: bytes = self._repository().fetch(digest, size_bytes)
         return found
 
     def _figures(self) -> dict[str, Any]:

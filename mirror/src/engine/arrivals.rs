@@ -60,6 +60,12 @@ impl Engine {
         Ok(())
     }
 
+    /// What a source answered was wrong before it was read: too large, say. Counted and told; the
+    /// flight goes on, as above.
+    pub fn refused(&self, source: Source, digest: &Digest, reason: &str) {
+        self.core.refusals.refuse(source, digest, reason);
+    }
+
     /// A chunk that is what was wanted.
     fn content(wanted: &Wanted, object: &[u8]) -> Result<Buffer> {
         let mut content = Buffer::zeroed(index(wanted.chunk_size));

@@ -15,7 +15,6 @@ use super::mirror::Mirror;
 use super::value;
 use crate::engine::{self, AttachOptions, EngineOptions, FetchFailure, OnFull};
 use crate::fuse::{Fuse, Options, Owner};
-use crate::refusal::Source;
 use crate::sys::shared::{adopt, disown};
 
 /// Requests that are executed at the same time, unless the caller knows better.
@@ -292,9 +291,14 @@ impl Engine {
     #[pyo3(signature = (digest, data, source = "store"))]
     fn fetched(&self, py: Python<'_>, digest: &[u8], data: &[u8], source: &str) -> PyResult<()> {
         let digest = value::digest(digest)?;
-        let source = Source::named(source)
-            .ok_or_else(|| PyValueError::new_err("source is 'store' or 'peer'"))?;
+        let source = value::source(source)?;
         Ok(py.detach(|| self.inner.fetched_from(source, &digest, data))?)
+    }
+
+    fn refused(&self, py: Python<'_>, digest: &[u8], reason: &str, source: &str) -> PyResult<()> {
+        let (digest, source) = (value::digest(digest)?, value::source(source)?);
+        py.detach(|| self.inner.refused(source, &digest, reason));
+        Ok(())
     }
 
     fn fetch_failed(

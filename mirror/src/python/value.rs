@@ -11,6 +11,7 @@ use crate::engine::{self, Statistics};
 use crate::event::{Event, Value};
 use crate::job::Wait;
 use crate::meter::Latencies;
+use crate::refusal::Source;
 
 pub(super) fn seconds(timeout_seconds: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(timeout_seconds.max(0.0))
@@ -21,6 +22,10 @@ pub(super) fn digest(bytes: &[u8]) -> PyResult<engine::Digest> {
     bytes
         .try_into()
         .map_err(|_| PyValueError::new_err("a digest has 32 bytes"))
+}
+
+pub(super) fn source(name: &str) -> PyResult<Source> {
+    Source::named(name).ok_or_else(|| PyValueError::new_err("source is 'store' or 'peer'"))
 }
 
 pub(super) fn dict(py: Python<'_>, statistics: Statistics) -> PyResult<Bound<'_, PyDict>> {

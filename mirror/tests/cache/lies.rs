@@ -19,36 +19,49 @@ enum Lie {
     Truncated,
     TooLong,
     Bomb,
+    HiddenBomb,
     HeaderOfAnother,
     Empty,
     NotFound,
     Away,
 }
 
-const LIES: [Lie; 10] = [
+const LIES: [Lie; 11] = [
     Lie::None,
     Lie::OtherBody,
     Lie::FlippedBit,
     Lie::Truncated,
     Lie::TooLong,
     Lie::Bomb,
+    Lie::HiddenBomb,
     Lie::HeaderOfAnother,
     Lie::Empty,
     Lie::NotFound,
     Lie::Away,
 ];
 
-/// Far more zeros than a chunk has, in an object whose header says that they are a chunk.
-fn bomb() -> Vec<u8> {
-    let mut object = object(&vec![0; 64 << 20], true);
-    object[8..12].copy_from_slice(&u32::try_from(CHUNK).unwrap().to_le_bytes());
+/// Far more zeros than a chunk has, in an object whose header says that they are a chunk; the
+/// frame's own header, too, if it is hidden.
+fn bomb(hidden: bool) -> Vec<u8> {
+    let size = u32::try_from(64 << 20).unwrap();
+    let mut object = object(&vec![0; size as usize], true);
+    let told = u32::try_from(CHUNK).unwrap().to_le_bytes();
+    object[8..12].copy_from_slice(&told);
+    if hidden {
+        // Its last field: behind magic, descriptor and window's size, if it has one.
+        let frame = &mut object[32..];
+        let at = (4..10)
+            .find(|&at| frame[at..at + 4] == size.to_le_bytes())
+            .unwrap();
+        frame[at..at + 4].copy_from_slice(&told);
+    }
     let mut hasher = blake3::Hasher::new();
     hasher.update(&object[..16]).update(&object[32..]);
     object[16..24].copy_from_slice(&hasher.finalize().as_bytes()[..8]);
     object
 }
 
-fn lied(store: &Store, digest: &Digest, lie: Lie, bomb: &[u8], roll: usize) -> Vec<u8> {
+fn lied(store: &Store, digest: &Digest, lie: Lie, bombs: &[Vec<u8>; 2], roll: usize) -> Vec<u8> {
     let right = &store.objects[digest];
     let other = store.objects.iter().find(|(d, _)| *d != digest).unwrap().1;
     match lie {
@@ -60,7 +73,8 @@ fn lied(store: &Store, digest: &Digest, lie: Lie, bomb: &[u8], roll: usize) -> V
         }
         Lie::Truncated => right[..roll % right.len()].to_vec(),
         Lie::TooLong => [right.as_slice(), &[0; 512]].concat(),
-        Lie::Bomb => bomb.to_vec(),
+        Lie::Bomb => bombs[0].clone(),
+        Lie::HiddenBomb => bombs[1].clone(),
         Lie::HeaderOfAnother => [&right[..32], &other[32..]].concat(),
         Lie::Empty => Vec::new(),
         Lie::None | Lie::NotFound | Lie::Away => right.clone(),
@@ -75,7 +89,7 @@ fn a_store_that_lies_is_refused_counted_told_and_never_served() {
     let mut store = Store::default();
     let leaves = store.put(&base);
     let mirror = fleet.attach("server", &leaves, base.len());
-    let bomb = bomb();
+    let bombs = [bomb(false), bomb(true)];
     let seed = std::env::var("LAZYIMAGE_SEED").map_or(20_26, |seed| seed.parse().unwrap());
     println!("LAZYIMAGE_SEED={seed}");
     let mut dice = Dice(seed);
@@ -104,7 +118,7 @@ fn a_store_that_lies_is_refused_counted_told_and_never_served() {
                     Lie::Away => Some(FetchFailure::Transport),
                     Lie::NotFound => Some(FetchFailure::Missing),
                     lie => {
-                        let object = lied(&store, &digest, lie, &bomb, dice.roll(1 << 30));
+                        let object = lied(&store, &digest, lie, &bombs, dice.roll(1 << 30));
                         let result = fleet.engine.fetched(&digest, &object);
                         assert_eq!(result.is_ok(), lie == Lie::None, "{lie:?}: {result:?}");
                         refused += u64::from(result.is_err());

@@ -86,7 +86,9 @@ def test_thirty_disks_of_one_image_fetch_each_chunk_once(site, noise):
     assert cache['hits_total'] > 0
 
 
-@pytest.mark.parametrize('fault', ['flipped', 'truncated', 'another', 'gone'])
+@pytest.mark.parametrize(
+    'fault', ['flipped', 'truncated', 'endless', 'another', 'gone']
+)
 def test_a_chunk_that_is_wrong_in_the_store_is_an_error_until_repaired(
     site, noise, fault
 ):
@@ -104,6 +106,8 @@ def test_a_chunk_that_is_wrong_in_the_store_is_an_error_until_repaired(
         place.write_bytes(right[:middle] + wrong + right[middle + 1 :])
     elif fault == 'truncated':
         place.write_bytes(right[:-5000])
+    elif fault == 'endless':
+        os.truncate(place, 1 << 40)
     elif fault == 'another':
         other = object_of(site, digest_of(site, image, 3))
         place.write_bytes(other.read_bytes())

@@ -36,7 +36,11 @@ class Engine:
         with self._mutex:
             if self._wanted:
                 self._wanted = False
-                return {'digest': DIGEST, 'priority': 0}
+                return {
+                    'digest': DIGEST,
+                    'priority': 0,
+                    'chunk_size_bytes': 4096,
+                }
         self.done.wait(0.01)
         return None
 
@@ -48,6 +52,9 @@ class Engine:
             raise ValueError('its digest does not match')
         self.calls.append('fetched')
         self.done.set()
+
+    def refused(self, digest, reason, source):
+        self.calls.append(f'told: {source}: {reason}')
 
     def fetch_failed(self, digest, kind, reason):
         self.calls.append(kind)
@@ -65,7 +72,8 @@ class Repository:
     def __init__(self, *failures):
         self._failures = list(failures)
 
-    def fetch(self, digest):
+    def fetch(self, digest, size_bytes):
+        assert size_bytes == 4096
         if self._failures:
             raise self._failures.pop(0)
         return b'object'
@@ -121,6 +129,14 @@ def test_a_corrupt_object_is_fetched_once_more(expect_logs):
         made = run(engine, Repository())
     assert engine.calls == ['refused', 'corrupt', 'refused', 'corrupt']
     assert made.failures['store', 'corrupt'] == 2
+
+
+def test_what_is_too_large_is_told_and_fetched_elsewhere():
+    huge = exceptions.ChunkCorrupt('too large')
+    engine = Engine()
+    made = run(engine, Repository(huge), Repository())
+    assert engine.calls == ['told: peer: too large', 'fetched']
+    assert made.failures['peer', 'corrupt'] == 1
 
 
 def test_the_next_tier_is_asked_before_anybody_is_told():

@@ -48,19 +48,19 @@ class StoreContract:
         site.open().put(NAME, DATA)
         store = site.open()
         assert store.has(NAME)
-        assert store.get(NAME) == DATA
+        assert store.get(NAME, 1 << 20) == DATA
         assert list(store.list()) == [(NAME, len(DATA))]
 
     def test_what_was_never_put_is_not_found(self, site):
         store = site.open()
         assert not store.has(NAME)
         with pytest.raises(exceptions.NotFound, match=NAME.hex()):
-            store.get(NAME)
+            store.get(NAME, 1 << 20)
 
     def test_a_put_may_be_repeated(self, site):
         for _ in range(3):
             site.open().put(NAME, DATA)
-        assert site.open().get(NAME) == DATA
+        assert site.open().get(NAME, 1 << 20) == DATA
         assert len(list(site.open().list())) == 1
 
     def test_many_puts_of_one_object_at_once_leave_it_whole(self, site):
@@ -72,7 +72,7 @@ class StoreContract:
             barrier.wait()
             try:
                 store.put(NAME, DATA)
-                assert store.get(NAME) == DATA
+                assert store.get(NAME, 1 << 20) == DATA
             except BaseException as exc:
                 faults.append(exc)
 
@@ -92,15 +92,31 @@ class StoreContract:
         assert not store.has(NAME)
         store.put(NAME, DATA)
         assert store.has(NAME)
-        assert store.get(NAME) == DATA
+        assert store.get(NAME, 1 << 20) == DATA
         assert site.leftovers() == []
 
     def test_a_damaged_object_is_never_taken_for_its_content(self, site):
         site.open().put(NAME, DATA)
         site.flip(NAME)
-        data = site.open().get(NAME)
+        data = site.open().get(NAME, 1 << 20)
         with pytest.raises(exceptions.ChunkCorrupt, match=NAME.hex()):
             chunk.unpack(data, NAME, KEY, chunk.Kind.CHUNK, 1 << 20)
+
+    def test_more_than_was_asked_for_is_refused(self, site):
+        site.open().put(NAME, DATA)
+        assert site.open().get(NAME, len(DATA)) == DATA
+        with pytest.raises(exceptions.ChunkCorrupt, match=NAME.hex()):
+            site.open().get(NAME, len(DATA) - 1)
+
+    def test_a_damaged_object_is_replaced(self, site):
+        site.open().put(NAME, DATA)
+        site.flip(NAME)
+        store = site.open()
+        store.put(NAME, DATA)
+        assert store.get(NAME, 1 << 20) != DATA, 'a put believes the length'
+        store.replace(NAME, DATA)
+        assert store.get(NAME, 1 << 20) == DATA
+        assert site.leftovers() == []
 
     def test_a_deleted_object_is_gone_and_deleting_again_is_no_error(
         self, site
@@ -130,7 +146,7 @@ class StoreContract:
         store = site.open()
         store.put(NAME, DATA)
         store.initialise()
-        assert store.get(NAME) == DATA
+        assert store.get(NAME, 1 << 20) == DATA
 
     @pytest.mark.parametrize('was_cut', [False, True])
     def test_a_put_that_fails_leaves_the_whole_object_or_nothing(
@@ -147,11 +163,11 @@ class StoreContract:
                     store.put(NAME, DATA)
             except exceptions.StoreError:
                 after = site.open()
-                assert not after.has(NAME) or after.get(NAME) == DATA
+                assert not after.has(NAME) or after.get(NAME, 1 << 20) == DATA
                 assert site.leftovers() == []
                 after.put(NAME, DATA)
-                assert after.get(NAME) == DATA
+                assert after.get(NAME, 1 << 20) == DATA
             else:
                 break
         assert nth > 3, 'too few faults were injected: this proves nothing'
-        assert site.open().get(NAME) == DATA
+        assert site.open().get(NAME, 1 << 20) == DATA

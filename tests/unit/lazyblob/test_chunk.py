@@ -12,8 +12,11 @@
 """Chunk objects: what is packed comes back, and nothing else does."""
 
 import random
+import tracemalloc
 
+import blake3
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,6 +87,51 @@ def test_compression_is_used_only_when_it_saves_an_eighth():
     assert chunk.pack(some, chunk.Kind.CHUNK)[5] == chunk.Codec.ZSTD
     few = random.Random(1).randbytes(4096 - 400) + bytes(400)
     assert chunk.pack(few, chunk.Kind.CHUNK)[5] == chunk.Codec.STORED
+
+
+def bomb(size_bytes):
+    """64 MiB of zeros, in an object that says ``size_bytes``, frame and all.
+
+    Of a frame of known size the content size is the four bytes behind its
+    magic, descriptor and window.
+    """
+    frame = bytearray(
+        zstandard.ZstdCompressor(
+            compression_params=zstandard.ZstdCompressionParameters(
+                window_log=17, write_content_size=True
+            )
+        ).compress(bytes(64 << 20))
+    )
+    assert frame[6:10] == (64 << 20).to_bytes(4, 'little')
+    frame[6:10] = size_bytes.to_bytes(4, 'little')
+    head = bytearray(chunk.pack(b'x' * size_bytes, chunk.Kind.CHUNK)[:32])
+    head[5] = chunk.Codec.ZSTD
+    head[8:12] = size_bytes.to_bytes(4, 'little')
+    head[12:16] = len(frame).to_bytes(4, 'little')
+    hasher = blake3.blake3(bytes(head[:16])).update(bytes(frame))
+    checksum = hasher.digest(length=8)
+    return bytes(head[:16]) + checksum + bytes(8) + bytes(frame)
+
+
+def test_a_bomb_is_stopped_at_the_size_that_it_told():
+    size_bytes = 1 << 20
+    data = bomb(size_bytes)
+    tracemalloc.start()
+    try:
+        with pytest.raises(exceptions.ChunkCorrupt, match='decompress'):
+            chunk.decode(data, chunk.Kind.CHUNK, size_bytes)
+        assert tracemalloc.get_traced_memory()[1] < 4 * size_bytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize('size_bytes', [1, 64, 4096, 8232, 1 << 19, 4 << 20])
+def test_no_object_is_longer_than_it_may_be(size_bytes):
+    content = random.Random(size_bytes).randbytes(size_bytes)
+    frame = zstandard.ZstdCompressor(level=1).compress(content)
+    size_bytes_max = chunk.object_bytes_max(size_bytes)
+    assert chunk.HEADER_BYTES + len(frame) <= size_bytes_max
+    assert len(chunk.pack(content, chunk.Kind.CHUNK)) <= size_bytes_max
 
 
 @pytest.mark.parametrize('kind', [bytes, bytearray, memoryview])

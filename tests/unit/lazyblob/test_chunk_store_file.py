@@ -139,11 +139,27 @@ def test_an_error_has_its_kind(site, error, kind):
     assert not site.open().has(NAME)
 
 
+def test_a_file_without_end_is_not_read(site):
+    site.open().put(NAME, DATA)
+    os.truncate(site.path(NAME), 1 << 40)
+    with pytest.raises(exceptions.ChunkCorrupt, match=str(1 << 40)):
+        site.open().get(NAME, 1 << 20)
+    assert not site.open().has(NAME)
+
+
+def test_what_is_no_file_keeps_nobody_waiting(site):
+    os.mkfifo(site.path(NAME))
+    with pytest.raises(exceptions.ChunkCorrupt, match='no file'):
+        site.open().get(NAME, 1 << 20)
+    with pytest.raises(exceptions.StoreError):
+        site.open().put(NAME, DATA)
+
+
 def test_a_short_write_goes_on(site, monkeypatch):
     real = os.write
     monkeypatch.setattr(file.os, 'write', lambda h, d: real(h, d[:1000]))
     site.open().put(NAME, DATA)
-    assert site.open().get(NAME) == DATA
+    assert site.open().get(NAME, 1 << 20) == DATA
 
 
 def test_what_is_there_is_not_written_again(site):
@@ -159,13 +175,13 @@ def test_a_store_that_is_not_mounted_is_not_empty(site, tmp_path):
     store.put(NAME, DATA)
     site.root.rename(tmp_path / 'away')
     with pytest.raises(exceptions.TemporaryStoreError, match='mount'):
-        store.get(NAME)
+        store.get(NAME, 1 << 20)
     with pytest.raises(exceptions.TemporaryStoreError, match='init'):
-        site.open().get(NAME)
+        site.open().get(NAME, 1 << 20)
     with pytest.raises(exceptions.StoreError, match='init'):
         site.open().put(NAME, DATA)
     (tmp_path / 'away').rename(site.root)
-    assert store.get(NAME) == DATA
+    assert store.get(NAME, 1 << 20) == DATA
 
 
 def test_a_failed_sync_is_never_forgotten(site, monkeypatch):
@@ -209,7 +225,7 @@ def test_a_url_that_cannot_work_is_refused(url):
 def test_a_path_may_hold_any_character(tmp_path, monkeypatch):
     site = Site(tmp_path / 'a b%20ü?#', monkeypatch)
     site.open().put(NAME, DATA)
-    assert site.open().get(NAME) == DATA
+    assert site.open().get(NAME, 1 << 20) == DATA
     assert isinstance(site.open()._inner, obstore.store.LocalStore)
 
 
@@ -220,7 +236,7 @@ def test_a_store_is_used_by_many_threads_from_its_first_call(site):
 
     def get():
         try:
-            assert store.get(NAME) == DATA
+            assert store.get(NAME, 1 << 20) == DATA
         except BaseException as exc:
             faults.append(exc)
 

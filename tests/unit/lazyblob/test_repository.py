@@ -281,6 +281,55 @@ class TestVerify:
         assert [p.index for p in repo.verify('image').problems] == [1]
 
 
+class TestImportAgain:
+    """An import has the right bytes at hand; what it finds bad goes."""
+
+    def again(self, repo):
+        repo.create([DATA], blob_id='again', **SIZES)
+
+    def test_what_is_sound_is_left_alone(self, repo, image):
+        before = {
+            name: os.stat(path_of(repo, name)).st_ino for name in stored(repo)
+        }
+        self.again(repo)
+        assert before == {
+            name: os.stat(path_of(repo, name)).st_ino for name in stored(repo)
+        }
+
+    def test_every_damaged_object_is_replaced(self, repo, image, expect_logs):
+        names = list(stored(repo))
+        for name in names:
+            damage(repo, name)
+        with expect_logs('was damaged in', len(names)):
+            self.again(repo)
+        assert repo.verify('image').is_sound
+        assert whole(repo, 'image') == DATA
+
+    def test_another_content_under_a_name_is_replaced(
+        self, repo, image, expect_logs
+    ):
+        first, second, *_ = repo.manifest(image.root).chunks()
+        shutil.copy(path_of(repo, first[1]), path_of(repo, second[1]))
+        with expect_logs('was damaged in'):
+            self.again(repo)
+        assert repo.verify('image').is_sound
+
+    def test_what_is_far_too_large_is_replaced_unread(
+        self, repo, image, expect_logs
+    ):
+        name = repo.manifest(image.root).get(0)
+        os.truncate(path_of(repo, name), 1 << 40)
+        self.again(repo)
+        assert repo.verify('image').is_sound
+
+    def test_a_commit_believes_the_store(self, repo, disk):
+        """It is a guest's, and pays for no reading back."""
+        name = repo.manifest(repo.catalog.version('image').root).get(0)
+        damage(repo, name)
+        write(repo, disk, {5: DATA[:CHUNK]})
+        assert not repo.verify('disk').is_sound
+
+
 class TestCommit:
     def test_a_version_is_the_parent_with_what_was_put(self, repo, disk):
         new = random.Random(2).randbytes(CHUNK)
