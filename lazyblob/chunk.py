@@ -44,6 +44,10 @@ SIZE_BYTES_DEFAULT = 512 << 10
 # thirds of the speed. Any level is the same format.
 _ZSTD_LEVEL = 1
 _CHECKED_BYTES = 16
+# What noise is known by, in a chunk of 256 KiB or more: a part of it that
+# compresses and is as long as the space between two samples is seen.
+_SAMPLES = 8
+_SAMPLE_BYTES = 8 << 10
 
 
 class Kind(enum.IntEnum):
@@ -104,14 +108,40 @@ def check_size(size_bytes: int) -> int:
     return size_bytes
 
 
+def _compressed(content: digest.Buffer) -> bytes | None:
+    """The content compressed, if that saves an eighth."""
+    compress = _contexts.compressor.compress
+    step = len(content) // _SAMPLES
+    if step >= 2 * _SAMPLE_BYTES:
+        view = memoryview(content)
+        sample = b''.join(
+            view[at : at + _SAMPLE_BYTES]
+            for at in range(0, step * _SAMPLES, step)
+        )
+        # A sample of noise saves nothing at all.
+        if len(compress(sample)) > len(sample) - len(sample) // 64:
+            return None
+    compressed = compress(content)
+    if len(compressed) > len(content) - len(content) // 8:
+        return None
+    return compressed
+
+
 def pack(
     content: digest.Buffer, kind: Kind, *, is_project: bool = False
 ) -> bytes:
     """The object that holds a content."""
+    return b''.join(packed(content, kind, is_project=is_project))
+
+
+def packed(
+    content: digest.Buffer, kind: Kind, *, is_project: bool = False
+) -> tuple[bytes, digest.Buffer]:
+    """As :func:`pack`, in two parts: what does not compress is not copied."""
     codec = Codec.STORED
     stored: digest.Buffer = content
-    compressed = _contexts.compressor.compress(content)
-    if len(compressed) <= len(content) - len(content) // 8:
+    compressed = _compressed(content)
+    if compressed is not None:
         codec, stored = Codec.ZSTD, compressed
     head = HEADER.pack(
         MAGIC,
@@ -125,7 +155,7 @@ def pack(
         b'',
     )[:_CHECKED_BYTES]
     checksum = blake3.blake3(head).update(stored).digest(length=8)
-    return b''.join((head, checksum, bytes(8), stored))
+    return head + checksum + bytes(8), stored
 
 
 def plausible_length(head: bytes, size_bytes: int) -> bool:

@@ -232,28 +232,34 @@ class Commit:
             not self._reads_back or self._holds(name, content, kind)
         ):
             return 0
-        data = chunk.pack(content, kind, is_project=self._keys.is_project)
+        parts = chunk.packed(content, kind, is_project=self._keys.is_project)
         if is_there:
             LOG.warning(
                 '"%s" was damaged in "%s"; replacing it',
                 name.hex(),
                 self._store.url,
             )
-            self._store.replace(name, data)
+            self._store.replace(name, *parts)
             with self._lock:
                 self.statistics.replaced_objects += 1
         else:
-            self._store.put(name, data)
-        return len(data)
+            self._store.put(name, *parts)
+        return sum(map(len, parts))
 
     def _holds(
         self, name: bytes, content: digest.Buffer, kind: chunk.Kind
     ) -> bool:
         """Whether the store's object has this content."""
         size_bytes = len(content)
+        key = {
+            chunk.Kind.CHUNK: self._keys.chunk,
+            chunk.Kind.NODE: self._keys.node,
+            chunk.Kind.DESCRIPTOR: self._keys.descriptor,
+        }[kind]
         try:
             data = self._store.get(name, chunk.object_bytes_max(size_bytes))
-            return chunk.decode(data, kind, size_bytes) == content
+            chunk.unpack(data, name, key, kind, size_bytes)
+            return True
         except (exceptions.ChunkCorrupt, exceptions.NotFound):
             return False
 

@@ -11,11 +11,12 @@
 # under the License.
 """Streaming an image in: read, hash, compress and put, in bounded memory.
 
-The caller's thread reads the source and cuts it into chunks; a few workers
-hash, compress and put them (blake3, zstandard and the store let go of the
-GIL). The reader waits while as many chunks as there may be are under way, so
-memory does not depend on the image: chunks under way, and 32 bytes for each
-chunk of the manifest.
+The caller's thread cuts the source into chunks; a few workers hash, compress
+and put them (blake3, zstandard and the store let go of the GIL). Of a file
+they also read them, each into a buffer of its own; a stream is read by the
+caller's thread. It waits while as many chunks as there may be are under way,
+so memory does not depend on the image: chunks under way, and 32 bytes for
+each chunk of the manifest.
 
 Threads: one writer is one thread's.
 """
@@ -29,10 +30,11 @@ from typing import BinaryIO
 
 from lazyblob import commit
 from lazyblob import digest
+from lazyblob import exceptions
 
 _QUEUED_PER_THREAD = 2
 _READ_BYTES = 1 << 20
-# Not worth a seek: shorter holes are read as zeros.
+_EXTENT_BYTES = 32 << 20
 Progress = Callable[[int], None]
 
 
@@ -45,12 +47,39 @@ class Hole:
         self.size_bytes = size_bytes
 
 
-Piece = digest.Buffer | Hole
+class Extent:
+    """So many bytes of a file that nobody has read yet."""
+
+    __slots__ = ('descriptor', 'offset', 'size_bytes')
+
+    def __init__(self, descriptor: int, offset: int, size_bytes: int) -> None:
+        self.descriptor = descriptor
+        self.offset = offset
+        self.size_bytes = size_bytes
+
+    def read_into(self, target: digest.Buffer) -> None:
+        """:raises SizeMismatch: the file has become shorter"""
+        view = memoryview(target)
+        offset = self.offset
+        while view:
+            count = os.preadv(self.descriptor, [view], offset)
+            if not count:
+                raise exceptions.SizeMismatch(
+                    f'file ended at {offset} bytes while it was read'
+                )
+            offset += count
+            view = view[count:]
+
+
+Piece = digest.Buffer | Hole | Extent
 Stream = Iterable[Piece]
 
 
 def read_file(source: BinaryIO) -> Iterator[Piece]:
-    """The bytes of a file; holes of a regular one are not read."""
+    """The bytes of a file; holes of a regular one are not read.
+
+    The file stays open until the import is over.
+    """
     descriptor = source.fileno()
     end = os.fstat(descriptor).st_size
     offset = 0
@@ -62,14 +91,11 @@ def read_file(source: BinaryIO) -> Iterator[Piece]:
                 offset = data
                 continue
             hole = os.lseek(descriptor, offset, os.SEEK_HOLE)
+            # In parts: progress is told by them.
             while offset < hole:
-                piece = os.pread(
-                    descriptor, min(_READ_BYTES, hole - offset), offset
-                )
-                if not piece:
-                    return
-                yield piece
-                offset += len(piece)
+                size_bytes = min(_EXTENT_BYTES, hole - offset)
+                yield Extent(descriptor, offset, size_bytes)
+                offset += size_bytes
     except OSError as exc:
         if exc.errno not in (errno.ESPIPE, errno.EINVAL) or offset:
             raise
@@ -142,6 +168,8 @@ def write(
         for piece in stream:
             if isinstance(piece, Hole):
                 cutter.skip(piece.size_bytes)
+            elif isinstance(piece, Extent):
+                cutter.cut(piece)
             else:
                 cutter.take(piece)
             if progress is not None:
@@ -164,17 +192,43 @@ class _Cutter:
         self._workers = workers
         self._chunk = bytearray()
         self._index = 0
+        # One a worker.
+        self._buffers = threading.local()
 
     def take(self, piece: digest.Buffer) -> None:
         size = self._target.chunk_size_bytes
+        is_fixed = isinstance(piece, bytes)
         view = memoryview(piece).cast('B')
         self.size_bytes += len(view)
         while view:
+            if not self._chunk and len(view) >= size and is_fixed:
+                # Nobody changes it: no need of a copy.
+                self._submit(view[:size])
+                view = view[size:]
+                continue
             part = view[: size - len(self._chunk)]
             self._chunk += part
             view = view[len(part) :]
             if len(self._chunk) == size:
                 self._put()
+
+    def cut(self, extent: Extent) -> None:
+        """Whole chunks are read by the workers, what is at its edges here."""
+        size = self._target.chunk_size_bytes
+        descriptor, offset = extent.descriptor, extent.offset
+        end = offset + extent.size_bytes
+        while offset < end:
+            pending = len(self._chunk)
+            part = min(size - pending, end - offset)
+            piece = Extent(descriptor, offset, part)
+            if part == size:
+                self.size_bytes += size
+                self._submit(piece)
+            else:
+                data = bytearray(part)
+                piece.read_into(data)
+                self.take(data)
+            offset += part
 
     def skip(self, size_bytes: int) -> None:
         size = self._target.chunk_size_bytes
@@ -199,7 +253,20 @@ class _Cutter:
             self._put()
 
     def _put(self) -> None:
-        index, data = self._index, self._chunk
-        self._chunk = bytearray()
+        data, self._chunk = self._chunk, bytearray()
+        self._submit(data)
+
+    def _submit(self, data: digest.Buffer | Extent) -> None:
+        index = self._index
         self._index += 1
-        self._workers.submit(lambda: self._target.put(index, data))
+        self._workers.submit(lambda: self._work(index, data))
+
+    def _work(self, index: int, data: digest.Buffer | Extent) -> None:
+        if isinstance(data, Extent):
+            buffer = getattr(self._buffers, 'buffer', None)
+            if buffer is None:
+                buffer = bytearray(self._target.chunk_size_bytes)
+                self._buffers.buffer = buffer
+            data.read_into(buffer)
+            data = buffer
+        self._target.put(index, data)

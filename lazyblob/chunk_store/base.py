@@ -30,6 +30,8 @@ Threads: one instance serves them all.
 import abc
 from collections.abc import Iterable, Iterator
 
+from lazyblob import digest as digests
+
 
 class ChunkStore(abc.ABC):
     """Immutable objects by digest (32 bytes).
@@ -46,16 +48,17 @@ class ChunkStore(abc.ABC):
         """Make what objects are put into; repeating is harmless."""
 
     @abc.abstractmethod
-    def put(self, digest: bytes, data: bytes) -> None:
+    def put(self, digest: bytes, *parts: digests.Buffer) -> None:
         """Store an object, whole or not at all; repeating is harmless.
 
-        An object that is there already with a plausible length stays.
+        Its parts are the caller's again when this returns. An object that is
+        there already with a plausible length stays.
 
         :raises StoreFull: the store has no room
         """
 
     @abc.abstractmethod
-    def replace(self, digest: bytes, data: bytes) -> None:
+    def replace(self, digest: bytes, *parts: digests.Buffer) -> None:
         """Store an object in the place of one that is known to be bad.
 
         Readers find the one or the other, whole.

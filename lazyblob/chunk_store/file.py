@@ -42,11 +42,12 @@ import secrets
 import stat
 import threading
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import obstore.store
 
 from lazyblob import chunk
+from lazyblob import digest as digests
 from lazyblob import exceptions
 from lazyblob.chunk_store import objects
 
@@ -55,6 +56,7 @@ FILE_MODE = 0o640
 _PREFIXES = tuple(f'{byte:02x}' for byte in range(256))
 _TEMPORARY_PREFIX = '.new-'
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
+_SYNC_FILE_RANGE_WRITE = 2
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -138,13 +140,13 @@ class FileStore(objects.ObjectStore):
             raise self._failed('look for', path, exc) from exc
         return chunk.plausible_length(head, size_bytes)
 
-    def put(self, digest: bytes, data: bytes) -> None:
+    def put(self, digest: bytes, *parts: digests.Buffer) -> None:
         path = self._path(digest)
         try:
             self._watch()
             if os.path.exists(path) and self.has(digest):
                 return
-            with _written(os.path.dirname(path), data) as name:
+            with _written(os.path.dirname(path), parts) as name:
                 try:
                     _link(name, path)
                 except FileExistsError:
@@ -153,11 +155,11 @@ class FileStore(objects.ObjectStore):
         except OSError as exc:
             raise self._failed('write', path, exc) from exc
 
-    def replace(self, digest: bytes, data: bytes) -> None:
+    def replace(self, digest: bytes, *parts: digests.Buffer) -> None:
         path = self._path(digest)
         try:
             self._watch()
-            with _written(os.path.dirname(path), data) as name:
+            with _written(os.path.dirname(path), parts) as name:
                 _replace(name, path)
         except OSError as exc:
             raise self._failed('replace', path, exc) from exc
@@ -256,7 +258,7 @@ def _read(path: str, size_bytes_max: int) -> tuple[int, bytes]:
 
 
 @contextlib.contextmanager
-def _written(directory: str, data: bytes) -> Iterator[str]:
+def _written(directory: str, parts: Sequence[digests.Buffer]) -> Iterator[str]:
     """A name by which a new file with its final mode can be linked."""
     name = f'{directory}/{_TEMPORARY_PREFIX}{secrets.token_hex(8)}'
     is_named = False
@@ -269,16 +271,38 @@ def _written(directory: str, data: bytes) -> Iterator[str]:
         handle = os.open(name, flags | os.O_CREAT | os.O_EXCL, FILE_MODE)
         is_named = True
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(handle, view) :]
+        _write(handle, parts)
         os.fchmod(handle, FILE_MODE)
+        _begin_writing_back(handle)
         yield name if is_named else f'/proc/self/fd/{handle}'
     finally:
         os.close(handle)
         if is_named:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
+
+
+def _write(handle: int, parts: Sequence[digests.Buffer]) -> None:
+    left = [memoryview(part) for part in parts if part]
+    while left:
+        count = os.writev(handle, left)
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if count:
+            left[0] = left[0][count:]
+
+
+def _begin_writing_back(handle: int) -> None:
+    """So that the disk works while the rest is hashed.
+
+    A wish: what becomes of the writes is told by :meth:`FileStore.sync`.
+    """
+    _libc().sync_file_range(
+        handle,
+        ctypes.c_int64(0),
+        ctypes.c_int64(0),
+        ctypes.c_uint(_SYNC_FILE_RANGE_WRITE),
+    )
 
 
 def _link(name: str, path: str) -> None:

@@ -125,6 +125,33 @@ def test_a_bomb_is_stopped_at_the_size_that_it_told():
         tracemalloc.stop()
 
 
+def test_noise_is_known_by_a_sample_and_all_else_is_compressed():
+    size_bytes = 512 << 10
+    noise = random.Random(3).randbytes(size_bytes)
+    for content, codec in (
+        (noise, chunk.Codec.STORED),
+        # Each page twice, as no sample of single pages would show.
+        (
+            b''.join(
+                noise[at : at + 4096] * 2
+                for at in range(0, size_bytes // 2, 4096)
+            ),
+            chunk.Codec.ZSTD,
+        ),
+        # An eighth and a half, wherever it begins.
+        *(
+            (
+                noise[:at] + bytes(96 << 10) + noise[at + (96 << 10) :],
+                chunk.Codec.ZSTD,
+            )
+            for at in range(0, 416 << 10, 13 << 10)
+        ),
+    ):
+        data = chunk.pack(content, chunk.Kind.CHUNK)
+        assert data[5] == codec
+        assert chunk.decode(data, chunk.Kind.CHUNK, size_bytes) == content
+
+
 @pytest.mark.parametrize('size_bytes', [1, 64, 4096, 8232, 1 << 19, 4 << 20])
 def test_no_object_is_longer_than_it_may_be(size_bytes):
     content = random.Random(size_bytes).randbytes(size_bytes)

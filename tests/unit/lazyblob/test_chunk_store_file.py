@@ -27,7 +27,7 @@ from lazyblob import exceptions
 from lazyblob.chunk_store import file
 from lazyblob.chunk_store import objects
 
-CALLS = ('open', 'write', 'fchmod', 'link', 'replace')
+CALLS = ('open', 'writev', 'fchmod', 'link', 'replace')
 
 
 class Site:
@@ -133,7 +133,7 @@ def test_a_folder_that_was_there_keeps_its_mode(tmp_path, monkeypatch):
     ],
 )
 def test_an_error_has_its_kind(site, error, kind):
-    with site.failing(1, error, ['write']) as store:
+    with site.failing(1, error, ['writev']) as store:
         with pytest.raises(kind, match=os.strerror(error)):
             store.put(NAME, DATA)
     assert not site.open().has(NAME)
@@ -156,9 +156,11 @@ def test_what_is_no_file_keeps_nobody_waiting(site):
 
 
 def test_a_short_write_goes_on(site, monkeypatch):
-    real = os.write
-    monkeypatch.setattr(file.os, 'write', lambda h, d: real(h, d[:1000]))
-    site.open().put(NAME, DATA)
+    real = os.writev
+    monkeypatch.setattr(
+        file.os, 'writev', lambda h, parts: real(h, [parts[0][:1000]])
+    )
+    site.open().put(NAME, DATA[:32], b'', DATA[32:])
     assert site.open().get(NAME, 1 << 20) == DATA
 
 

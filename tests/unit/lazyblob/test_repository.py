@@ -380,7 +380,7 @@ class TestCommit:
         parent = repo.manifest(head.root)
         new = random.Random(4).randbytes(CHUNK)
 
-        def full(name, data):
+        def full(name, *parts):
             raise exceptions.StoreFull('no room')
 
         with repo.commit(disk, parent, size_bytes=head.size_bytes) as commit:
@@ -501,14 +501,15 @@ class TestCrash:
         order = []
         real = repo.store.put
 
-        def put(name, data):
+        def put(name, *parts):
+            data = b''.join(parts)
             kind = data[6]
             level = None
             if kind == 1:
                 content = repository.chunk.decode(data, 1, 1 << 14)
                 level = content[0]
             order.append((kind, level))
-            real(name, data)
+            real(name, *parts)
 
         monkeypatch.setattr(repo.store, 'put', put)
         stream = [DATA, repository.Hole(70000 * CHUNK), DATA]
@@ -569,14 +570,42 @@ class TestSparseFiles:
             pieces = []
             for piece in importing.read_file(file):
                 if not isinstance(piece, importing.Hole):
-                    read += len(piece)
+                    read += piece.size_bytes
                 pieces.append(piece)
-        assert read < 1 << 20
-        version = repo.create(pieces, blob_id='image', **SIZES)
+            assert read < 1 << 20
+            version = repo.create(pieces, blob_id='image', **SIZES)
         assert version.size_bytes == 3 << 30
         reader = repo.open('image')
         assert reader.read(1 << 30, len(DATA)) == DATA
         assert reader.read(0, len(DATA) + 1) == DATA + b'\0'
+
+    @pytest.mark.parametrize('start', [0, 1, CHUNK - 1])
+    def test_a_file_is_the_same_as_its_bytes(
+        self, repo, tmp_path, monkeypatch, start
+    ):
+        """Wherever data begins, in parts of whatever length."""
+        monkeypatch.setattr(importing, '_EXTENT_BYTES', 3 * CHUNK + 5)
+        path = tmp_path / 'disk.raw'
+        with open(path, 'wb') as file:
+            file.seek(2 * CHUNK + start)
+            file.write(DATA)
+        with open(path, 'rb') as file:
+            repo.create(importing.read_file(file), blob_id='image', **SIZES)
+        repo.create([path.read_bytes()], blob_id='bytes', **SIZES)
+        assert whole(repo, 'image') == path.read_bytes()
+        roots = {repo.catalog.version(b).root for b in ('image', 'bytes')}
+        assert len(roots) == 1
+
+    def test_a_file_that_shrinks_is_no_image(self, repo, tmp_path):
+        path = tmp_path / 'disk.raw'
+        path.write_bytes(DATA)
+        with open(path, 'rb') as file:
+            stream = list(importing.read_file(file))
+            os.truncate(path, 5 * CHUNK)
+            with pytest.raises(exceptions.SizeMismatch, match='ended'):
+                repo.create(stream, blob_id='image', **SIZES)
+        with pytest.raises(exceptions.NotFound):
+            repo.catalog.get('image')
 
     def test_a_pipe_is_read_to_its_end(self, repo):
         reading, writing = os.pipe()
