@@ -49,6 +49,23 @@ def too_large(
     )
 
 
+def read(
+    found: 'obstore.GetResult', digest: bytes, size_bytes_max: int
+) -> bytes:
+    """What was answered, bounded. :raises ChunkCorrupt: it is larger"""
+    size_bytes = found.meta['size']
+    if size_bytes > size_bytes_max:
+        raise too_large(digest, size_bytes, size_bytes_max)
+    # What it says of its size is only a word: stop when it is over.
+    pieces, size_bytes = [], 0
+    for piece in found.stream(min_chunk_size=size_bytes_max):
+        size_bytes += len(piece)
+        if size_bytes > size_bytes_max:
+            raise too_large(digest, size_bytes, size_bytes_max)
+        pieces.append(bytes(piece))
+    return b''.join(pieces)
+
+
 class ObjectStore(base.ChunkStore):
     """Reading and listing; what writes and syncs is the subclass's."""
 
@@ -64,20 +81,11 @@ class ObjectStore(base.ChunkStore):
         """The obstore store, rooted where the prefixes lie."""
 
     def get(self, digest: bytes, size_bytes_max: int) -> bytes:
-        def read() -> bytes:
+        def get() -> bytes:
             found = obstore.get(self._inner, key(digest))
-            if found.meta['size'] > size_bytes_max:
-                raise too_large(digest, found.meta['size'], size_bytes_max)
-            # What it says of its size is only a word: stop when it is over.
-            pieces, size_bytes = [], 0
-            for piece in found.stream(min_chunk_size=size_bytes_max):
-                size_bytes += len(piece)
-                if size_bytes > size_bytes_max:
-                    raise too_large(digest, size_bytes, size_bytes_max)
-                pieces.append(bytes(piece))
-            return b''.join(pieces)
+            return read(found, digest, size_bytes_max)
 
-        return self._call('read', digest, read)
+        return self._call('read', digest, get)
 
     def has(self, digest: bytes) -> bool:
         def head() -> bool:

@@ -54,6 +54,7 @@ import obstore.store
 
 from lazyblob import chunk
 from lazyblob import conf
+from lazyblob import digest as digests
 from lazyblob import exceptions
 from lazyblob.chunk_store import base
 from lazyblob.chunk_store import objects
@@ -180,7 +181,9 @@ class S3Store(base.ChunkStore):
 
         self._call('list', look)
 
-    def put(self, digest: bytes, data: bytes) -> None:
+    def put(self, digest: bytes, *parts: digests.Buffer) -> None:
+        data = b''.join(parts)
+
         def create() -> bool:
             try:
                 self._send(digest, data, 'create')
@@ -194,7 +197,8 @@ class S3Store(base.ChunkStore):
         if not self._call('write', create, digest) and not self.has(digest):
             self.replace(digest, data)
 
-    def replace(self, digest: bytes, data: bytes) -> None:
+    def replace(self, digest: bytes, *parts: digests.Buffer) -> None:
+        data = b''.join(parts)
         self._call(
             'replace', lambda: self._send(digest, data, 'overwrite'), digest
         )
@@ -213,17 +217,7 @@ class S3Store(base.ChunkStore):
     ) -> bytes:
         def read() -> bytes:
             found = obstore.get(self._inner, objects.key(digest))
-            size_bytes = found.meta['size']
-            if size_bytes > size_bytes_max:
-                raise _too_large(digest, size_bytes, size_bytes_max)
-            # What it says of its size is only a word: stop when it is over.
-            pieces, size_bytes = [], 0
-            for piece in found.stream(min_chunk_size=size_bytes_max):
-                size_bytes += len(piece)
-                if size_bytes > size_bytes_max:
-                    raise _too_large(digest, size_bytes, size_bytes_max)
-                pieces.append(bytes(piece))
-            return b''.join(pieces)
+            return objects.read(found, digest, size_bytes_max)
 
         return self._call('read', read, digest)
 
@@ -345,15 +339,6 @@ def _digest_of(key: str) -> bytes | None:
     except ValueError:
         return None
     return digest if objects.key(digest) == key else None
-
-
-def _too_large(
-    digest: bytes, size_bytes: int, size_bytes_max: int
-) -> exceptions.ChunkCorrupt:
-    return exceptions.ChunkCorrupt(
-        f'"{digest.hex()}": object of {size_bytes} bytes or more where at '
-        f'most {size_bytes_max} may be'
-    )
 
 
 def _status(text: str) -> int:
