@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "test code")]
 #![allow(clippy::needless_pass_by_value, reason = "test code")]
 
+pub mod small;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
@@ -60,8 +62,8 @@ impl Store {
     pub fn put(&mut self, version: &[u8]) -> Vec<(u64, Vec<u8>)> {
         let mut leaves: Vec<(u64, Vec<u8>)> = Vec::new();
         for (i, part) in version.chunks(CHUNK).enumerate() {
-            let mut chunk = part.to_vec();
-            chunk.resize(CHUNK, 0);
+            let mut chunk = vec![0; CHUNK];
+            chunk[..part.len()].copy_from_slice(part);
             if chunk.iter().all(|&byte| byte == 0) {
                 continue;
             }
