@@ -394,7 +394,7 @@ class TestSettings:
         monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', SECRET)
         monkeypatch.setenv('AWS_REGION', 'here')
         gateway.script = [(200, DATA)]
-        assert plugins.chunk_store('s3://bucket').get(NAME) == DATA
+        assert plugins.chunk_store('s3://bucket').get(NAME, 1 << 20) == DATA
         signed = gateway.requests[0][2]['Authorization']
         assert '=mine/' in signed and '/here/s3/' in signed
 
