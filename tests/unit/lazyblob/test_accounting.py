@@ -166,7 +166,6 @@ def test_memory_does_not_grow_with_the_chunks(repo, monkeypatch):
     """Chunks that nobody stored: only the manifest is real."""
     monkeypatch.setattr(accounting, '_CACHE_KIB', 1024)
     counter = itertools.count()
-    monkeypatch.setattr(repo.store, 'has', lambda name: True)
     blob = repo.catalog.create(
         'image', kind=api.Kind.IMAGE, project_id='', chunk_size_bytes=CHUNK
     )
