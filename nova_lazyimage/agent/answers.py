@@ -40,8 +40,16 @@ def known(live: mirrors.Live, commit_id: str) -> dict[str, Any] | None:
     state = result.state
     if state == 'published' and result.image_id and not result.location:
         state = 'sealed'  # its location is still to be minted
+    if (
+        live.job is not None
+        and commit is None
+        and result is record.results[-1]
+    ):
+        # Its job still ends: whoever is told that it is over may ask for the
+        # next one at once.
+        state = 'sealed'
     error = None
-    if result.state == 'failed':
+    if state == 'failed':
         error = {'code': result.error_code, 'message': result.error}
     return {
         'commit_id': commit_id,

@@ -20,6 +20,8 @@ folder ``$AGENT_FAULTS`` are the test's words:
     fetches and puts do not return until the file is gone
 ``catalog-away``
     every call fails before it is made
+``catalog-slow-end``
+    the end of a session takes as many seconds as the file says
 ``catalog-mute``
     the next publish is done and its answer lost, and so is every call until
     the file is gone
@@ -27,6 +29,10 @@ folder ``$AGENT_FAULTS`` are the test's words:
     the digest of every object that is read is a line in it
 ``store-slow``
     every put takes as many seconds as the file says
+``engine-step``
+    with dying.c preloaded: the agent dies at the N-th call that the engine
+    makes on a mirror's files from the next seal on, before or after it; its
+    name is found in ``engine-stepped``
 ``step``
     ``N kill``: the agent is killed at the N-th step of a COMMIT that it
     reaches from now on, before or after what the step does; ``N fail``: what
@@ -34,6 +40,7 @@ folder ``$AGENT_FAULTS`` are the test's words:
     found in ``stepped``
 """
 
+import ctypes
 import errno
 import os
 import pathlib
@@ -90,6 +97,21 @@ def around(name, failure_before, failure_after, method):
     return call
 
 
+def armed(seal):
+    """The engine's own steps begin to count."""
+
+    def call(*args, **kwargs):
+        told = FAULTS / 'engine-step'
+        if told.exists():
+            count = int(told.read_text())
+            told.unlink()
+            report = os.fsencode(FAULTS / 'engine-stepped')
+            ctypes.CDLL(None).die_after(ctypes.c_long(count), report)
+        return seal(*args, **kwargs)
+
+    return call
+
+
 def no_space():
     return OSError(errno.ENOSPC, 'told to have no room', 'a file')
 
@@ -136,6 +158,8 @@ class Catalog(Wrapped):
             if name == 'publish':
                 method(*args, **kwargs)
             raise exceptions.CatalogUnavailable('told to be mute')
+        if name == 'end_session' and is_told('catalog-slow-end'):
+            time.sleep(float((FAULTS / 'catalog-slow-end').read_text()))
         if name in ('begin_session', 'publish', 'mint_location'):
             refused = exceptions.Conflict('told to refuse')
             lost = exceptions.CatalogUnavailable('told to lose an answer')
@@ -155,7 +179,7 @@ def main():
     repository.connect = connect_wrapped
     state.replace = around('write', no_space(), no_space(), state.replace)
     commits.Commits._seal = staticmethod(
-        around('seal', no_space(), None, commits.Commits._seal)
+        armed(around('seal', no_space(), None, commits.Commits._seal))
     )
     sys.exit(agent.main())
 

@@ -221,6 +221,47 @@ class TestCommit:
         assert agent.mirror(*key)['dirty_bytes'] == 0
         assert site.commit(key)['total_bytes'] == 0
 
+    def test_a_second_commit_uploads_only_what_changed_since_the_freeze(
+        self, site, noise, key
+    ):
+        agent = site.start()
+        image = site.image(noise(4 * MIB))
+        path = agent.attach(*key, clone_blob=image)['path']
+        for chunk in range(6):
+            write(path, chunk * CHUNK_BYTES + 17, b'first')
+        site.tell('store-slow', '0.1')
+        commit_id = str(uuid.uuid4())
+        agent.commit(*key, commit_id=commit_id)
+        # While it is under way: of a chunk that it holds, and of another.
+        write(path, 5 * CHUNK_BYTES, b'second')
+        write(path, 9 * CHUNK_BYTES, b'second')
+        state = agent.wait_for_commit(*key, commit_id, 30)
+        assert state['total_bytes'] == 6 * CHUNK_BYTES
+        site.untell('store-slow')
+        agent = site.restart_killed()
+        second = str(uuid.uuid4())
+        state = site.commit(key, second)
+        assert state['total_bytes'] == 2 * CHUNK_BYTES
+        assert site.read(second) == read(path)
+
+    def test_whoever_knows_the_end_of_a_commit_may_begin_the_next(
+        self, site, noise, key
+    ):
+        agent = site.start()
+        path = agent.attach(*key, clone_blob=site.image(noise(MIB)))['path']
+        # Between the version that stands and the end of its job.
+        site.tell('catalog-slow-end', '0.2')
+        for number in range(3):
+            write(path, 0, b'%d' % number)
+            commit_id = str(uuid.uuid4())
+            image = str(uuid.uuid4()) if number == 1 else None
+            agent.commit(*key, commit_id=commit_id, image_id=image)
+            while True:
+                state = agent.commit_state(*key, commit_id)['state']
+                if state != 'sealed':
+                    break
+            assert state == 'published'
+
     def test_repeating_a_commit_answers_the_first(self, site, noise, key):
         agent = site.start()
         agent.attach(*key, clone_blob=site.image(noise(MIB)))

@@ -13,17 +13,23 @@
 
 Every step that a COMMIT takes beside the engine (the seal, writes of the
 journal, calls of store and catalog) is made to fail, or the agent is killed
-there, one step after the other until a COMMIT takes none any more.
+there, one step after the other until a COMMIT takes none any more. The same
+with the engine's own steps while the guest writes: each call that it makes on
+the mirror's files, before and after (mirror/tests/crash has those in memory).
 """
 
 import os
+import pathlib
 import signal
+import subprocess
+import threading
 import time
 import uuid
 
 import pytest
 
 from nova_lazyimage.agent import client
+from tests.functional.agent import takeover
 from tests.functional.agent.files import read
 from tests.functional.agent.files import write
 
@@ -31,6 +37,9 @@ MIB = 1024 * 1024
 CHUNK_BYTES = 256 * 1024
 # In CI the agent is killed at every third step, a different third each time.
 EVERY = 1 if os.environ.get('LAZYIMAGE_SOAK') else 3
+# The same of the engine's.
+EVERY_CALL = 1 if os.environ.get('LAZYIMAGE_SOAK') else 12
+DYING = pathlib.Path(__file__).with_name('dying.c')
 
 
 class Steps:
@@ -172,3 +181,151 @@ def test_an_agent_that_stops_before_it_knows_asks_at_its_next_start(
     again = str(uuid.uuid4())
     site.commit(key, again)
     assert site.read(again) == disk
+
+
+class Guest(threading.Thread):
+    """Writes, discards and flushes; each waits for an agent that serves."""
+
+    def __init__(self, path, content, number):
+        super().__init__(name='guest')
+        self.path, self.content, self.number = path, content, number
+        self.error = None
+        self.start()
+
+    def run(self):
+        try:
+            self.change()
+        except OSError as exc:
+            self.error = exc
+
+    def change(self):
+        # Chunks that are frozen, blocks that are and are not, and another.
+        with open(self.path, 'r+b', buffering=0) as file:
+            for offset in (
+                CHUNK_BYTES,
+                CHUNK_BYTES + 8 * 4096 + 100,
+                3 * CHUNK_BYTES + 4096,
+                5 * CHUNK_BYTES,
+            ):
+                data = b'guest %d' % self.number
+                file.seek(offset)
+                file.write(data)
+                self.content[offset : offset + len(data)] = data
+            os.fsync(file.fileno())
+        offset = 6 * CHUNK_BYTES
+        subprocess.run(
+            ['fallocate', '-p', '-o', str(offset), '-l', '8192', self.path],
+            check=True,
+        )
+        self.content[offset : offset + 8192] = bytes(8192)
+
+
+class EngineSteps:
+    """COMMITs of one disk whose guest writes; the engine dies in each."""
+
+    FROZEN = (1, 3, 7)
+    CHANGED = (1, 3, 5, 6)
+
+    def __init__(self, site, kept, key, noise):
+        self.site, self.kept, self.key = site, kept, key
+        image = site.image(noise(2 * MIB))
+        self.path = kept.client.attach(*key, clone_blob=image)['path']
+        self.content = bytearray(read(self.path))
+        self.seen = []
+        self.round = 0
+
+    def fill(self):
+        self.round += 1
+        for chunk in self.FROZEN:
+            data = (b'%d.%d ' % (self.round, chunk)) * 2000
+            write(self.path, chunk * CHUNK_BYTES, data)
+            start = chunk * CHUNK_BYTES
+            self.content[start : start + len(data)] = data
+
+    def try_step(self, number):
+        """Whether a COMMIT reaches so many steps."""
+        site, agent = self.site, self.kept.client
+        self.fill()
+        frozen = bytes(self.content)
+        stepped = site.faults / 'engine-stepped'
+        stepped.unlink(missing_ok=True)
+        site.tell('engine-step', str(number))
+        commit_id, image = str(uuid.uuid4()), str(uuid.uuid4())
+        try:
+            agent.commit(*self.key, commit_id=commit_id, image_id=image)
+        except client.AgentUnavailable:
+            assert stepped.exists(), self.kept.said()
+        guest = Guest(self.path, self.content, self.round)
+        state = self.state(commit_id, stepped)
+        guest.join(30)
+        assert not guest.is_alive(), self.kept.said()
+        assert guest.error is None
+        reached = stepped.exists()
+        if reached:
+            found = self.kept.wait_until_ready()
+            assert found['resumed'], self.kept.said()
+            state = self.state(commit_id, None)
+            self.seen.append(f'{stepped.read_text()}: {state}')
+        else:
+            # The next seal ends the count.
+            site.tell('engine-step', '0')
+        assert read(self.path) == self.content, self.seen[-1]
+        changed = set(self.CHANGED)
+        if state == 'published':
+            assert site.read(image) == frozen, self.seen[-1]
+        else:
+            assert image not in site.blobs(), self.seen[-1]
+            changed |= set(self.FROZEN)
+        # What is left, and no more than what the one that died had taken.
+        again = str(uuid.uuid4())
+        total_bytes = site.commit(self.key, again)['total_bytes']
+        assert total_bytes >= len(changed) * CHUNK_BYTES, self.seen[-1]
+        changed |= set(self.FROZEN)
+        assert total_bytes <= len(changed) * CHUNK_BYTES, self.seen[-1]
+        assert site.read(again) == self.content, self.seen[-1]
+        assert agent.mirror(*self.key)['dirty_bytes'] == 0
+        return reached
+
+    def state(self, commit_id, stepped):
+        """How it ended; nothing if the agent dies before."""
+        until = time.monotonic() + 40
+        while time.monotonic() < until:
+            try:
+                state = self.kept.client.commit_state(*self.key, commit_id)
+            except client.AgentUnavailable:
+                if stepped is not None and stepped.exists():
+                    return ''
+            except client.NotFound:
+                return 'unknown'
+            else:
+                if state['state'] == 'failed':
+                    return state['error']['code']
+                if state['state'] == 'published':
+                    return 'published'
+            if stepped is not None and stepped.exists():
+                return ''
+            time.sleep(0.01)
+        raise AssertionError(f'it does not end: {self.kept.said()}')
+
+
+@pytest.mark.timeout(600)
+def test_wherever_the_engine_dies_its_successor_has_the_whole_dirty_state(
+    site, noise, key, tmp_path
+):
+    library = tmp_path / 'dying.so'
+    command = ['gcc', '-shared', '-fPIC', '-Wall', '-Werror', '-O1']
+    subprocess.run([*command, '-o', library, DYING, '-ldl'], check=True)
+    site.more['LD_PRELOAD'] = str(library)
+    steps = EngineSteps(site, takeover.Kept(site), key, noise)
+    # So that the guest's changes come while chunks are still frozen.
+    site.tell('store-slow', '0.03')
+    number = 1 + int(time.time()) % EVERY_CALL
+    while steps.try_step(number):
+        number += EVERY_CALL
+    print('\n'.join(steps.seen))
+    states = {step.partition(': ')[2] for step in steps.seen}
+    assert states <= {'published', 'Interrupted', 'unknown'}
+    assert len(steps.seen) > 20 / EVERY_CALL
+    if EVERY_CALL == 1:
+        for name in ('saved.write', 'saved.punch', 'delta.write', 'map.sync'):
+            assert any(name in step for step in steps.seen), name
