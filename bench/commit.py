@@ -133,16 +133,10 @@ class Alone:
 
     def commit(self, stopping: threading.Event) -> None:
         """One after the other; how fast they went through dirty chunks."""
-        from nova_lazyimage.agent import client
-
         begun, done = time.monotonic(), 0
         while not stopping.is_set():
             commit_id = str(uuid.uuid4())
-            try:
-                self.client.commit(INSTANCE, 'disk', commit_id=commit_id)
-            except client.Conflict:
-                time.sleep(0.05)  # the one before is published, not ended
-                continue
+            self.client.commit(INSTANCE, 'disk', commit_id=commit_id)
             done += self.client.wait_for_commit(
                 INSTANCE, 'disk', commit_id, COMMIT_SECONDS_MAX
             )['total_bytes']
@@ -171,6 +165,7 @@ BENCH = harness.Bench(
         *(harness.Metric(name, 'IOPS', 'higher') for name in LOADS),
         harness.Metric('COMMIT MiB/s', 'MiB/s', 'higher'),
     ],
+    goals=[harness.Goal(name, Committed.name, 0.5) for name in LOADS],
     baseline=Alone.name,
     contenders=lambda work: [Alone(work), Committed(work)],
 )

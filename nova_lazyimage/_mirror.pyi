@@ -174,6 +174,8 @@ class Engine:
 
         Its kind is ``owner`` | ``alarm`` | ``log`` | ``slow``.
         """
+    def requests(self) -> int:
+        """What guests have asked for so far; cheap."""
     def statistics(self) -> dict[str, Any]: ...
     def latencies(self) -> list[Latencies]:
         """Of all mirrors, those that are gone included."""

@@ -80,6 +80,7 @@ class Settings:
     guest_fetch_threads: int = 4
     upload_threads: int = 2
     upload_bytes_per_second: int = 0
+    upload_share_percent: int = 15
     fetch_timeout_seconds: int = 0
     store_alarm_seconds: float = 5.0
     slow_request_seconds: float = 1.0
@@ -237,7 +238,11 @@ class Agent:
             self._repository,
             settings.host,
             upload.Uploader(
-                settings.upload_threads, settings.upload_bytes_per_second
+                settings.upload_threads,
+                settings.upload_bytes_per_second,
+                upload.Share(
+                    settings.upload_share_percent, self.engine.requests
+                ),
             ),
         )
         self.releases = releases.Releases(

@@ -15,11 +15,15 @@ All COMMITs of a host share one pool; each has at most a few chunks in it, so
 that memory is bounded by the pool and a large COMMIT does not starve a small
 one. A chunk loses the engine's protection as soon as the store has it.
 
-The guests' share of the host is what remains: the pool's threads bound the
-processors that COMMITs take, and are nice, and one bandwidth bounds what all
-of them read from deltas, compress and send. They are not of the idle class:
-who holds the interpreter's lock and gets no processor would stop the threads
-that fetch what a guest waits for.
+Guests go first. While they read and write, wherever on the host, each thread
+of the pool works a share of its time only and pauses for the rest
+(:class:`Share`); what counts is its processor time and the time that the disk
+takes to read a chunk, so it is the slower the busier the disk is, and the
+time that a store takes to answer is pause already. Beside that the threads
+are nice, and wake up without interrupting anybody (``SCHED_BATCH``), and one
+bandwidth bounds what all of them read from deltas, compress and send. They
+are not of the idle class: who holds the interpreter's lock and gets no
+processor would stop the threads that fetch what a guest waits for.
 
 A store that is away for a while is waited for, within bounds: giving up costs
 a repeated COMMIT, waiting costs the guest's copies before write.
@@ -27,9 +31,11 @@ a repeated COMMIT, waiting costs the guest's copies before write.
 
 import concurrent.futures
 import dataclasses
+import math
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from oslo_log import log as logging
@@ -42,6 +48,11 @@ PATIENCE_SECONDS = 60.0
 PAUSE_SECONDS_MIN = 0.2
 PAUSE_SECONDS_MAX = 5.0
 NICENESS = 10
+# Guests that ask for less are not busy.
+BUSY_REQUESTS_PER_SECOND = 50.0
+LOOK_SECONDS = 0.1
+# A read that takes longer waited for a chunk of the base.
+READ_SECONDS_MAX = 0.1
 
 
 def plain(statistics: Any) -> dict[str, Any]:
@@ -59,7 +70,9 @@ def plain(statistics: Any) -> dict[str, Any]:
 
 def be_nice() -> None:
     """Let guests' requests go first; this thread only (Linux)."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, NICENESS)
+    os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
 
 
 class Bandwidth:
@@ -85,16 +98,69 @@ class Bandwidth:
             cancelled.wait(start - now)
 
 
+class Share:
+    """How much of its time a thread works while guests are busy.
+
+    :param percent: 100: all of it
+    :param requests: what guests have asked for so far
+    """
+
+    def __init__(self, percent: int, requests: Callable[[], int]) -> None:
+        self._share = percent / 100
+        self._requests = requests
+        self._mutex = threading.Lock()
+        self._looked_at = -math.inf
+        self._seen = 0
+        self._busy = False
+
+    def _are_busy(self) -> bool:
+        now = time.monotonic()
+        with self._mutex:
+            seconds = now - self._looked_at
+            if seconds < LOOK_SECONDS:
+                return self._busy
+            seen = self._requests()
+            # Of a look that is long ago one learns nothing.
+            self._busy = (
+                seconds > 10 * LOOK_SECONDS
+                or seen - self._seen > BUSY_REQUESTS_PER_SECOND * seconds
+            )
+            self._looked_at, self._seen = now, seen
+            return self._busy
+
+    def pause(
+        self,
+        worked_seconds: float,
+        took_seconds: float,
+        cancelled: threading.Event,
+    ) -> None:
+        """Wait as long as this work is owed, or until cancelled.
+
+        :param took_seconds: from its begin to now, its waits included
+        """
+        if self._share < 1 and self._are_busy():
+            cancelled.wait(
+                max(0.0, worked_seconds / self._share - took_seconds)
+            )
+
+
 class Uploader:
     """The pool.
 
     :param threads: chunks that go up at once
     :param bytes_per_second: of the disks, read for all COMMITs; 0: unbounded
+    :param share: of their time while guests are busy; None: all of it
     """
 
-    def __init__(self, threads: int, bytes_per_second: int = 0) -> None:
+    def __init__(
+        self,
+        threads: int,
+        bytes_per_second: int = 0,
+        share: Share | None = None,
+    ) -> None:
         self._threads = threads
         self._bandwidth = Bandwidth(bytes_per_second)
+        self._share = share
         self._mutex = threading.Lock()
         self._executor = concurrent.futures.ThreadPoolExecutor(
             threads, thread_name_prefix='upload', initializer=be_nice
@@ -139,7 +205,9 @@ class Uploader:
         chunk_bytes = job.live.record.chunk_size_bytes
         self._bandwidth.take(chunk_bytes, job.cancelled)
         job.check()
+        started, cpu_seconds = time.monotonic(), -time.thread_time()
         data = job.sealed.read(chunk)
+        read_seconds = min(time.monotonic() - started, READ_SECONDS_MAX)
         until = time.monotonic() + PATIENCE_SECONDS
         pause_seconds = PAUSE_SECONDS_MIN
         while True:
@@ -156,6 +224,12 @@ class Uploader:
         job.sealed.uploaded(chunk)
         with self._mutex:
             job.committed_bytes += len(data)
+        if self._share is not None:
+            cpu_seconds += time.thread_time()
+            took_seconds = time.monotonic() - started
+            self._share.pause(
+                read_seconds + cpu_seconds, took_seconds, job.cancelled
+            )
 
     def stop(self) -> None:
         """Begin no more chunks."""

@@ -116,6 +116,7 @@ def settings(conf: cfg.ConfigOpts) -> service.Settings:
         guest_fetch_threads=agent.guest_fetch_threads,
         upload_threads=agent.upload_threads,
         upload_bytes_per_second=agent.upload_bytes_per_second,
+        upload_share_percent=agent.upload_share_percent,
         fetch_timeout_seconds=agent.fetch_timeout_seconds,
         store_alarm_seconds=agent.store_alarm_seconds,
         slow_request_seconds=agent.slow_request_seconds,

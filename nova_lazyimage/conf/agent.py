@@ -174,7 +174,21 @@ background work never holds one up. At most ``fetch_threads``.
 Chunks that COMMITs of this host upload at the same time. Each takes a core
 while it compresses, at a low priority.
 
-Related options: ``upload_bytes_per_second``.
+Related options: ``upload_share_percent``, ``upload_bytes_per_second``.
+""",
+    ),
+    cfg.IntOpt(
+        'upload_share_percent',
+        default=15,
+        min=1,
+        max=100,
+        help="""
+How much of its time each of ``upload_threads`` works while guests of this
+host read and write; it pauses for the rest. Raise it where COMMITs take too
+long, lower it where guests feel them. While guests are idle it works all the
+time, as it does with 100.
+
+Related options: ``upload_threads``, ``upload_bytes_per_second``.
 """,
     ),
     cfg.IntOpt(
@@ -188,7 +202,7 @@ upload a second, in bytes before compression. 0: as much as
 network that guests share; a COMMIT takes longer then, and guests pay for
 copies before their writes as long as it runs.
 
-Related options: ``upload_threads``.
+Related options: ``upload_threads``, ``upload_share_percent``.
 """,
     ),
     cfg.IntOpt(

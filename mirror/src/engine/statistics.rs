@@ -9,6 +9,18 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::units::lock;
 
 impl Engine {
+    /// What guests have asked for so far, of all kinds: whether they are busy.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        let mirrors = lock(&self.mirrors);
+        let meters = mirrors.values().map(|mirror| &mirror.meter);
+        let kinds = [Operation::Read, Operation::Write, Operation::Flush];
+        meters
+            .chain([&self.core.meter])
+            .map(|meter| kinds.iter().map(|&kind| meter.requests(kind)).sum::<u64>())
+            .sum()
+    }
+
     /// Counters.
     #[must_use]
     pub fn statistics(&self) -> Statistics {

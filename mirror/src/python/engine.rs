@@ -332,6 +332,10 @@ impl Engine {
         event.map(|event| value::event(py, event)).transpose()
     }
 
+    fn requests(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.inner.requests())
+    }
+
     fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let statistics = py.detach(|| {
             let mut statistics = self.inner.statistics();
