@@ -74,10 +74,10 @@ def path_of(url: str) -> pathlib.Path:
         raise exceptions.InvalidConfiguration(
             f'chunk store "{url}" is no "file:///absolute/path"'
         )
-    if ',' in path:
+    if ',' in parts.path:
         raise exceptions.InvalidConfiguration(
-            f'chunk store "{url}" names several folders, which is not '
-            f'supported yet; give one'
+            f'chunk store "{url}" names several folders where one is '
+            f'expected; write a comma that belongs to a name as "%2C"'
         )
     return pathlib.Path(path)
 

@@ -40,6 +40,15 @@ def key(digest: bytes) -> str:
     return f'{name[:2]}/{name}'
 
 
+def digest_of(path: str) -> bytes | None:
+    """None: it is no key of ours."""
+    try:
+        digest = bytes.fromhex(path.rpartition('/')[2])
+    except ValueError:
+        return None
+    return digest if key(digest) == path else None
+
+
 def too_large(
     digest: bytes, size_bytes: int, size_bytes_max: int
 ) -> exceptions.ChunkCorrupt:
@@ -49,21 +58,8 @@ def too_large(
     )
 
 
-def read(
-    found: 'obstore.GetResult', digest: bytes, size_bytes_max: int
-) -> bytes:
-    """What was answered, bounded. :raises ChunkCorrupt: it is larger"""
-    size_bytes = found.meta['size']
-    if size_bytes > size_bytes_max:
-        raise too_large(digest, size_bytes, size_bytes_max)
-    # What it says of its size is only a word: stop when it is over.
-    pieces, size_bytes = [], 0
-    for piece in found.stream(min_chunk_size=size_bytes_max):
-        size_bytes += len(piece)
-        if size_bytes > size_bytes_max:
-            raise too_large(digest, size_bytes, size_bytes_max)
-        pieces.append(bytes(piece))
-    return b''.join(pieces)
+class EmptyObject(exceptions.StoreError):
+    """No byte of it can be read: there is none."""
 
 
 class ObjectStore(base.ChunkStore):
@@ -81,11 +77,20 @@ class ObjectStore(base.ChunkStore):
         """The obstore store, rooted where the prefixes lie."""
 
     def get(self, digest: bytes, size_bytes_max: int) -> bytes:
-        def get() -> bytes:
+        def read() -> bytes:
             found = obstore.get(self._inner, key(digest))
-            return read(found, digest, size_bytes_max)
+            if found.meta['size'] > size_bytes_max:
+                raise too_large(digest, found.meta['size'], size_bytes_max)
+            # What it says of its size is only a word: stop when it is over.
+            pieces, size_bytes = [], 0
+            for piece in found.stream(min_chunk_size=size_bytes_max):
+                size_bytes += len(piece)
+                if size_bytes > size_bytes_max:
+                    raise too_large(digest, size_bytes, size_bytes_max)
+                pieces.append(bytes(piece))
+            return b''.join(pieces)
 
-        return self._call('read', digest, get)
+        return self._call('read', digest, read)
 
     def has(self, digest: bytes) -> bool:
         def head() -> bool:
@@ -100,29 +105,14 @@ class ObjectStore(base.ChunkStore):
 
         try:
             return self._call('look for', digest, head)
-        except exceptions.NotFound:
+        except (exceptions.NotFound, EmptyObject):
             return False
-        except exceptions.StoreError:
-            # An empty object answers a range with an error.
-            if self._size(digest) < chunk.HEADER_BYTES:
-                return False
-            raise
-
-    def _size(self, digest: bytes) -> int:
-        def head() -> int:
-            return obstore.head(self._inner, key(digest))['size']
-
-        return self._call('look for', digest, head)
 
     def list(self) -> Iterator[tuple[bytes, int]]:
         for batch in obstore.list(self._inner):
             for found in batch:
-                name = found['path'].rpartition('/')[2]
-                try:
-                    digest = bytes.fromhex(name)
-                except ValueError:
-                    continue
-                if found['path'] == key(digest):
+                digest = digest_of(found['path'])
+                if digest is not None:
                     yield digest, found['size']
 
     def delete(self, digest: bytes) -> None:

@@ -52,11 +52,9 @@ import obstore
 import obstore.exceptions
 import obstore.store
 
-from lazyblob import chunk
 from lazyblob import conf
 from lazyblob import digest as digests
 from lazyblob import exceptions
-from lazyblob.chunk_store import base
 from lazyblob.chunk_store import objects
 from lazyblob.chunk_store import retrying
 
@@ -64,7 +62,6 @@ T = TypeVar('T')
 
 REGION_DEFAULT = 'us-east-1'
 PAGE_KEYS = 1000
-OBJECT_BYTES_MAX = 2 * chunk.SIZE_BYTES_MAX
 
 _URL = re.compile(r's3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])(/.*)?\Z')
 # Ends in what cannot be taken for a key of ours, nor changed by joining.
@@ -96,7 +93,7 @@ def parse(url: str) -> tuple[str, str]:
     return found[1], prefix
 
 
-class S3Store(base.ChunkStore):
+class S3Store(objects.ObjectStore):
     """Objects in a bucket.
 
     :param settings: None: everything from the environment
@@ -105,17 +102,11 @@ class S3Store(base.ChunkStore):
     def __init__(
         self, url: str, settings: conf.S3Settings | None = None
     ) -> None:
+        super().__init__(url)
         self._bucket, self._prefix = parse(url)
-        self.url = url
         self._settings = settings or conf.S3Settings()
         self._turn = threading.BoundedSemaphore(self._settings.connections)
         self._patience = retrying.Patience(url, self._settings.retry_seconds)
-        self._opening = threading.Lock()
-
-    @functools.cached_property
-    def _inner(self) -> obstore.store.S3Store:
-        with self._opening:
-            return self._open()
 
     def _open(self) -> obstore.store.S3Store:
         ours = self._settings
@@ -179,7 +170,7 @@ class S3Store(base.ChunkStore):
         def look() -> None:
             next(iter(obstore.list(self._inner, chunk_size=1)), None)
 
-        self._call('list', look)
+        self._call('list', b'', look)
 
     def put(self, digest: bytes, *parts: digests.Buffer) -> None:
         data = b''.join(parts)
@@ -194,13 +185,13 @@ class S3Store(base.ChunkStore):
                 return False
             return True
 
-        if not self._call('write', create, digest) and not self.has(digest):
+        if not self._call('write', digest, create) and not self.has(digest):
             self.replace(digest, data)
 
     def replace(self, digest: bytes, *parts: digests.Buffer) -> None:
         data = b''.join(parts)
         self._call(
-            'replace', lambda: self._send(digest, data, 'overwrite'), digest
+            'replace', digest, lambda: self._send(digest, data, 'overwrite')
         )
 
     def _send(self, digest: bytes, data: bytes, mode: Any) -> None:
@@ -212,31 +203,6 @@ class S3Store(base.ChunkStore):
             use_multipart=False,
         )
 
-    def get(
-        self, digest: bytes, size_bytes_max: int = OBJECT_BYTES_MAX
-    ) -> bytes:
-        def read() -> bytes:
-            found = obstore.get(self._inner, objects.key(digest))
-            return objects.read(found, digest, size_bytes_max)
-
-        return self._call('read', read, digest)
-
-    def has(self, digest: bytes) -> bool:
-        def head() -> bool:
-            found = obstore.get(
-                self._inner,
-                objects.key(digest),
-                options={'range': (0, chunk.HEADER_BYTES)},
-            )
-            return chunk.plausible_length(
-                bytes(found.bytes()), found.meta['size']
-            )
-
-        try:
-            return self._call('look for', head, digest)
-        except (exceptions.NotFound, _EmptyObject):
-            return False
-
     def sync(self, digests: Iterable[bytes]) -> None:
         """Nothing: what was answered is durable."""
 
@@ -246,9 +212,11 @@ class S3Store(base.ChunkStore):
         A page that fails is asked for again, from the key where it began.
         """
         last: str | None = None
-        while page := self._call('list', functools.partial(self._page, last)):
+        while page := self._call(
+            'list', b'', functools.partial(self._page, last)
+        ):
             for key, size_bytes in page:
-                digest = _digest_of(key)
+                digest = objects.digest_of(key)
                 if digest is not None:
                     yield digest, size_bytes
             last = page[-1][0]
@@ -261,26 +229,10 @@ class S3Store(base.ChunkStore):
                 return [(each['path'], each['size']) for each in batch]
         return ()
 
-    def delete(self, digest: bytes) -> None:
-        def remove() -> None:
-            try:
-                obstore.delete(self._inner, objects.key(digest))
-            except FileNotFoundError as exc:
-                failure = self._failed('delete', exc, digest)
-                if not isinstance(failure, exceptions.NotFound):
-                    raise failure from exc
-
-        self._call('delete', remove, digest)
-
     def close(self) -> None:
         self._patience.stop()
 
-    def _call(
-        self,
-        verb: str,
-        operation: Callable[[], T],
-        digest: bytes | None = None,
-    ) -> T:
+    def _call(self, verb: str, digest: bytes, operation: Callable[[], T]) -> T:
         def once() -> T:
             with self._turn:
                 try:
@@ -291,7 +243,7 @@ class S3Store(base.ChunkStore):
         return self._patience.repeat(once)
 
     def _failed(
-        self, verb: str, exc: BaseException, digest: bytes | None
+        self, verb: str, exc: BaseException, digest: bytes
     ) -> exceptions.LazyBlobError:
         """What a failure means; see the module."""
         text = str(exc)
@@ -320,25 +272,12 @@ class S3Store(base.ChunkStore):
                 f'clock of this host'
             )
         if status == 416:
-            return _EmptyObject(what)
+            return objects.EmptyObject(what)
         if status in _PASSING or (status >= 500 and status != 501):
             return exceptions.TemporaryStoreError(what)
         if not status and not _is_ours(text):
             return exceptions.TemporaryStoreError(what)
         return exceptions.StoreError(what)
-
-
-class _EmptyObject(exceptions.StoreError):
-    """No byte of it can be read: there is none."""
-
-
-def _digest_of(key: str) -> bytes | None:
-    """None: it is no key of ours."""
-    try:
-        digest = bytes.fromhex(key.rpartition('/')[2])
-    except ValueError:
-        return None
-    return digest if objects.key(digest) == key else None
 
 
 def _status(text: str) -> int:

@@ -28,7 +28,9 @@ HERE = pathlib.Path(__file__).parent
 CONTRACTS = pathlib.Path(__file__).parents[2] / 'unit' / 'lazyblob'
 sys.path[:0] = [str(CONTRACTS), str(HERE)]
 pytest.register_assert_rewrite(
-    'catalog_contract', 'database_contract', 'store_contract'
+    'catalog_contract',
+    'database_contract',
+    'lazyblob.chunk_store.conformance',
 )
 
 import databases  # noqa: E402 - found by the line above

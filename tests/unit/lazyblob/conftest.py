@@ -22,7 +22,9 @@ from lazyblob import repository
 # The contracts are modules that the functional tests load too.
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 pytest.register_assert_rewrite(
-    'catalog_contract', 'database_contract', 'store_contract'
+    'catalog_contract',
+    'database_contract',
+    'lazyblob.chunk_store.conformance',
 )
 
 # A busy machine is no fault of the code.

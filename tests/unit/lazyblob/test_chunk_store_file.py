@@ -19,18 +19,18 @@ import threading
 
 import obstore.store
 import pytest
-import store_contract
-from store_contract import DATA
-from store_contract import NAME
 
 from lazyblob import exceptions
+from lazyblob.chunk_store import conformance
 from lazyblob.chunk_store import file
 from lazyblob.chunk_store import objects
+from lazyblob.chunk_store.conformance import DATA
+from lazyblob.chunk_store.conformance import NAME
 
 CALLS = ('open', 'writev', 'fchmod', 'link', 'replace')
 
 
-class Site:
+class Site(conformance.Site):
     def __init__(self, root, monkeypatch):
         self.root = root
         self.url = root.as_uri()
@@ -75,17 +75,30 @@ class Site:
                 patch.setattr(file.os, name, wrap(name, getattr(os, name)))
             yield self.open()
 
+    def full(self):
+        return self.failing(1, errno.ENOSPC, ['writev'])
+
+    def denied(self):
+        return self.failing(1, errno.EACCES, ['writev'])
+
+    @contextlib.contextmanager
+    def away(self):
+        aside = self.root.with_name('aside')
+        self.root.rename(aside)
+        yield self.open()
+        aside.rename(self.root)
+
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
     return Site(tmp_path / 'chunks', monkeypatch)
 
 
-class TestFiles(store_contract.StoreContract):
+class TestFiles(conformance.Contract):
     """The contract."""
 
 
-class TestFilesWithoutUnnamedOnes(store_contract.StoreContract):
+class TestFilesWithoutUnnamedOnes(conformance.Contract):
     """The contract where O_TMPFILE is not to be had, as on NFS."""
 
     @pytest.fixture(autouse=True)

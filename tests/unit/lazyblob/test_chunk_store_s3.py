@@ -23,8 +23,6 @@ import threading
 import time
 
 import pytest
-from store_contract import DATA
-from store_contract import NAME
 
 from lazyblob import conf
 from lazyblob import exceptions
@@ -32,6 +30,9 @@ from lazyblob import plugins
 from lazyblob.chunk_store import objects
 from lazyblob.chunk_store import retrying
 from lazyblob.chunk_store import s3
+from lazyblob.chunk_store.conformance import DATA
+from lazyblob.chunk_store.conformance import LIMIT
+from lazyblob.chunk_store.conformance import NAME
 
 SECRET = 'not-to-be-told'
 
@@ -114,7 +115,7 @@ def store(gateway, retry_seconds=0, **more):
 OPERATIONS = {
     'put': lambda store: store.put(NAME, DATA),
     'replace': lambda store: store.replace(NAME, DATA),
-    'get': lambda store: store.get(NAME, 1 << 20),
+    'get': lambda store: store.get(NAME, LIMIT),
     'has': lambda store: store.has(NAME),
     'list': lambda store: list(store.list()),
     'delete': lambda store: store.delete(NAME),
@@ -155,7 +156,7 @@ def test_a_failure_has_its_kind_whatever_was_asked(
 def test_only_a_key_that_the_gateway_misses_is_not_found(gateway):
     gateway.script = [(404, 'NoSuchKey')]
     with pytest.raises(exceptions.NotFound, match=NAME.hex()):
-        store(gateway).get(NAME)
+        store(gateway).get(NAME, LIMIT)
     assert not store(gateway).has(NAME)
     store(gateway).delete(NAME)
 
@@ -163,7 +164,7 @@ def test_only_a_key_that_the_gateway_misses_is_not_found(gateway):
 def test_a_body_that_is_cut_short_is_no_object(gateway):
     gateway.script = [('short', DATA[:1000])]
     with pytest.raises(exceptions.TemporaryStoreError, match='no whole'):
-        store(gateway).get(NAME)
+        store(gateway).get(NAME, LIMIT)
 
 
 def test_a_body_without_end_is_not_read(gateway):
@@ -176,7 +177,7 @@ def test_an_answer_that_does_not_come_is_not_waited_for(gateway):
     gateway.script = [('slow', b'')]
     begin = time.monotonic()
     with pytest.raises(exceptions.TemporaryStoreError, match='Timeout'):
-        store(gateway).get(NAME)
+        store(gateway).get(NAME, LIMIT)
     assert time.monotonic() - begin < 1.9
 
 
@@ -188,7 +189,7 @@ def test_a_gateway_that_is_not_there_may_come_back(gateway):
         retry_seconds=0,
     )
     with pytest.raises(exceptions.TemporaryStoreError, match='Connect'):
-        s3.S3Store('s3://bucket', settings).get(NAME)
+        s3.S3Store('s3://bucket', settings).get(NAME, LIMIT)
 
 
 @pytest.mark.parametrize('name', OPERATIONS)
@@ -219,7 +220,7 @@ def test_patience_is_bounded_and_says_how_long_it_was(gateway):
     gateway.script = [(503, 'SlowDown')]
     begin = time.monotonic()
     with pytest.raises(exceptions.TemporaryStoreError, match='attempts in'):
-        store(gateway, retry_seconds=1).get(NAME)
+        store(gateway, retry_seconds=1).get(NAME, LIMIT)
     assert 0.3 < time.monotonic() - begin < 1.5
     assert 4 < len(gateway.requests) < 20
 
@@ -231,7 +232,7 @@ def test_closing_ends_the_wait(gateway):
     threading.Timer(0.3, one.close).start()
     begin = time.monotonic()
     with pytest.raises(exceptions.TemporaryStoreError):
-        one.get(NAME)
+        one.get(NAME, LIMIT)
     assert time.monotonic() - begin < 5
 
 
@@ -292,7 +293,7 @@ def test_requests_under_way_are_bounded(gateway):
     one._turn = Turn()
     gateway.script = [(200, DATA)]
     threads = [
-        threading.Thread(target=one.get, args=(NAME,)) for _ in range(12)
+        threading.Thread(target=one.get, args=(NAME, LIMIT)) for _ in range(12)
     ]
     for thread in threads:
         thread.start()
@@ -386,7 +387,7 @@ class TestSettings:
         with pytest.raises(
             exceptions.InvalidConfiguration, match='s3_access_key_id'
         ):
-            s3.S3Store('s3://bucket', settings).get(NAME)
+            s3.S3Store('s3://bucket', settings).get(NAME, LIMIT)
 
     def test_the_environment_says_what_is_not_set(self, gateway, monkeypatch):
         monkeypatch.setenv('AWS_ENDPOINT_URL', gateway.endpoint)
@@ -394,7 +395,7 @@ class TestSettings:
         monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', SECRET)
         monkeypatch.setenv('AWS_REGION', 'here')
         gateway.script = [(200, DATA)]
-        assert plugins.chunk_store('s3://bucket').get(NAME, 1 << 20) == DATA
+        assert plugins.chunk_store('s3://bucket').get(NAME, LIMIT) == DATA
         signed = gateway.requests[0][2]['Authorization']
         assert '=mine/' in signed and '/here/s3/' in signed
 
@@ -410,7 +411,7 @@ class TestSettings:
             with pytest.raises(
                 exceptions.InvalidConfiguration, match='certificates'
             ):
-                s3.S3Store('s3://bucket', settings).get(NAME)
+                s3.S3Store('s3://bucket', settings).get(NAME, LIMIT)
 
 
 @pytest.mark.expect_logs('.')
