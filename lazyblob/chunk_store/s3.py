@@ -170,7 +170,8 @@ class S3Store(objects.ObjectStore):
         def look() -> None:
             next(iter(obstore.list(self._inner, chunk_size=1)), None)
 
-        self._call('list', b'', look)
+        # Somebody sits before it: what is wrong is told at once.
+        self._once('list', b'', look)
 
     def put(self, digest: bytes, *parts: digests.Buffer) -> None:
         data = b''.join(parts)
@@ -233,14 +234,16 @@ class S3Store(objects.ObjectStore):
         self._patience.stop()
 
     def _call(self, verb: str, digest: bytes, operation: Callable[[], T]) -> T:
-        def once() -> T:
-            with self._turn:
-                try:
-                    return operation()
-                except (obstore.exceptions.BaseError, OSError) as exc:
-                    raise self._failed(verb, exc, digest) from None
+        return self._patience.repeat(
+            lambda: self._once(verb, digest, operation)
+        )
 
-        return self._patience.repeat(once)
+    def _once(self, verb: str, digest: bytes, operation: Callable[[], T]) -> T:
+        with self._turn:
+            try:
+                return operation()
+            except (obstore.exceptions.BaseError, OSError) as exc:
+                raise self._failed(verb, exc, digest) from None
 
     def _failed(
         self, verb: str, exc: BaseException, digest: bytes

@@ -39,6 +39,7 @@ from lazyblob.chunk_store import s3
 ALLINONE = pathlib.Path(__file__).parents[3] / 'tools' / 'allinone'
 BUCKET = 'chunks'
 SMALL_BUCKET = 'small'
+PAGE_KEYS = 100
 USER = ('writer', 'writer-key', 'writer-secret')
 READER = ('reader', 'reader-key', 'reader-secret')
 _PREFIXES = itertools.count(1)
@@ -61,7 +62,12 @@ class Gateway:
         sys.path.insert(0, str(ALLINONE))
         from cloud import ceph
 
-        self.ceph = ceph.Ceph(folder, port=_free_port())
+        # Pages of a hundred keys, so that few keys make many.
+        self.ceph = ceph.Ceph(
+            folder,
+            port=_free_port(),
+            more=f'rgw max listing results = {PAGE_KEYS}\n',
+        )
         self.address = (self.ceph.address, self.ceph.port)
         self.endpoint = self.ceph.endpoint
 
@@ -124,8 +130,7 @@ class Gateway:
 class S3Site(conformance.RemoteSite):
     """A prefix of its own in the bucket."""
 
-    # Listed by pages of a thousand keys.
-    key_count = 2100
+    key_count = 3 * PAGE_KEYS + PAGE_KEYS // 2
 
     def __init__(self, gateway, proxy):
         self.gateway = gateway

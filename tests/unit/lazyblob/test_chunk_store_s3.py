@@ -192,10 +192,17 @@ def test_a_gateway_that_is_not_there_may_come_back(gateway):
         s3.S3Store('s3://bucket', settings).get(NAME, LIMIT)
 
 
-@pytest.mark.parametrize('name', OPERATIONS)
+def test_initialising_tells_at_once_what_is_wrong(gateway):
+    gateway.script = [(404, 'NoSuchBucket')]
+    with pytest.raises(exceptions.TemporaryStoreError, match='make bucket'):
+        store(gateway, retry_seconds=20).initialise()
+    assert len(gateway.requests) == 1
+
+
+@pytest.mark.parametrize('name', sorted(set(OPERATIONS) - {'initialise'}))
 def test_what_may_pass_is_repeated(gateway, name, expect_logs):
     last = {'get': (200, DATA), 'list': (200, _LISTING)}
-    last |= {'initialise': last['list'], 'has': (404, 'NoSuchKey')}
+    last['has'] = (404, 'NoSuchKey')
     gateway.script = [
         (503, 'SlowDown'),
         ('cut', b''),

@@ -181,6 +181,15 @@ class TestOneMoreDisk:
         assert all(after[name] == ['d'] for name in moved)
         assert 45 < len(moved) < 110, 'a fourth of them is 75'
 
+    def test_one_folder_becomes_two(self, tmp_path, monkeypatch):
+        site = FileSite(tmp_path, monkeypatch, 'a')
+        site.open().put(NAME, DATA)
+        site.names.append('b')
+        site.open().initialise()
+        assert site.open().get(NAME, LIMIT) == DATA
+        site.open().put(NAME, DATA)
+        assert site.holders(NAME) == ['a']
+
     def test_those_who_know_only_the_others_do_not_call_it_absent(self, site):
         """An agent that was not restarted yet."""
         old = site.open()

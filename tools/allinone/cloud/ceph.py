@@ -89,12 +89,14 @@ class Ceph:
     """One cluster in one folder.
 
     :ivar port: of the gateway; the monitor's is the next one
+    :ivar more: further lines of its configuration
     """
 
     folder: pathlib.Path
     port: int = settings.PORTS['gateway']
     address: str = settings.ADDRESS
     osd_bytes: int = OSD_BYTES
+    more: str = ''
 
     @property
     def endpoint(self) -> str:
@@ -199,7 +201,8 @@ class Ceph:
                 address=self.address,
                 monitor_port=self.port + 1,
                 osd_bytes=self.osd_bytes,
-            ),
+            )
+            + self.more,
             encoding='ascii',
         )
         monitor_map = str(self.folder / 'monmap')
