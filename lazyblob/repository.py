@@ -65,11 +65,14 @@ def initialise(
     *,
     dedupe_scope: str = 'repository',
     store_settings: Mapping[str, Any] | None = None,
+    is_moved: bool = False,
 ) -> 'Repository':
     """Make a repository, or bring one to this release's schema.
 
     Repeating it is harmless.
 
+    :param is_moved: the chunk store of a repository that exists has another
+        URL now: it got a disk more, or was copied
     :raises Conflict: another repository is there already
     """
     from lazyblob.catalog import schema
@@ -82,7 +85,10 @@ def initialise(
     store = plugins.chunk_store(chunk_store_url, store_settings)
     store.initialise()
     schema.initialise(
-        catalog_url, chunk_store=chunk_store_url, dedupe_scope=dedupe_scope
+        catalog_url,
+        chunk_store=chunk_store_url,
+        dedupe_scope=dedupe_scope,
+        is_moved=is_moved,
     )
     return Repository(store, plugins.catalog(catalog_url))
 

@@ -66,9 +66,16 @@ def downgrade(url: str, revision: str) -> None:
     bind.dispose()
 
 
-def initialise(url: str, *, chunk_store: str, dedupe_scope: str) -> None:
+def initialise(
+    url: str,
+    *,
+    chunk_store: str,
+    dedupe_scope: str,
+    is_moved: bool = False,
+) -> None:
     """Tables and the repository's row; repeating is harmless.
 
+    :param is_moved: the repository's chunk store is this one from now on
     :raises Conflict: another repository is there already
     """
     upgrade(url)
@@ -88,14 +95,18 @@ def initialise(url: str, *, chunk_store: str, dedupe_scope: str) -> None:
                     created_at=rows.now(),
                 )
             )
-        elif (found.chunk_store, found.dedupe_scope) != (
+            return
+        if is_moved:
+            found.chunk_store = urls.masked(chunk_store)
+        if (found.chunk_store, found.dedupe_scope) != (
             urls.masked(chunk_store),
             dedupe_scope,
         ):
             raise exceptions.Conflict(
                 f'catalog "{urls.masked(url)}" belongs to a repository with '
                 f'chunk store "{found.chunk_store}" and dedupe scope '
-                f'"{found.dedupe_scope}" already'
+                f'"{found.dedupe_scope}" already; if that store has moved, or '
+                f'got a disk more, give --chunk-store-moved'
             )
 
     database = engine.Database(url)

@@ -33,6 +33,12 @@ def register(subparsers: Any) -> None:
         'itself, which leaks nothing between them by timing (default: '
         'repository; cannot be changed later)',
     )
+    parser.add_argument(
+        '--chunk-store-moved',
+        action='store_true',
+        help='the chunk store of a repository that exists has another URL '
+        'from now on: it got a disk more, or all of it was copied',
+    )
     console.add_format(parser)
     parser.set_defaults(run=run)
 
@@ -46,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         where.catalog,
         dedupe_scope=arguments.dedupe_scope,
         store_settings=where.store_settings,
+        is_moved=arguments.chunk_store_moved,
     )
     console.show_fields(
         arguments,

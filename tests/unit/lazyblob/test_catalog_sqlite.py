@@ -103,6 +103,17 @@ def test_initialising_twice_changes_nothing(url):
         )
 
 
+def test_a_chunk_store_that_has_moved_is_noted(url):
+    before = sql.SqlCatalog(url).repository()
+    moved = {'chunk_store': 'file:///chunks,/more', 'is_moved': True}
+    schema.initialise(url, dedupe_scope='repository', **moved)
+    after = sql.SqlCatalog(url).repository()
+    assert after.chunk_store == 'file:///chunks,/more'
+    assert after.uuid == before.uuid
+    with pytest.raises(exceptions.Conflict, match='repository'):
+        schema.initialise(url, dedupe_scope='project', **moved)
+
+
 def test_the_services_of_a_group_share_the_file(tmp_path):
     before = os.umask(0o077)
     try:
