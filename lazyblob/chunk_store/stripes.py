@@ -29,9 +29,9 @@ nowhere else: a full disk is a full store, told with the folder's name, since
 an object that lies where nobody looks first costs every later read.
 
 *To add a disk*: ``lazyimage init --chunk-store-moved`` with the longer list,
-then restart the services with it. Until then those with the shorter list find what lies on the
-old disks and put there, but wait for what they do not find; the others find
-all of it.
+then restart the services with it. Until then those with the shorter list find
+what lies on the old disks and put there, but wait for what they do not find;
+the others find all of it.
 
 *To give one up* that failed: remove the ``disk`` files of the others and run
 ``lazyimage init`` with the list of those. They get new identities, so that

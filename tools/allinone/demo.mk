@@ -13,11 +13,14 @@
 # The all-in-one: a real OpenStack in a root of its own. Included by Makefile.
 
 ALLINONE := tools/allinone/root.sh
+# Where chunks are kept: file, a folder; s3, a bucket of a Ceph gateway, with
+# the catalog behind two conductors.
+ENGINE ?= file
 
 .PHONY: demo demo-shell demo-down demo-clean
 
-demo:  ## start the all-in-one and show the main path (IMAGE=path: your image)
-	@tools/allinone/demo.sh $(if $(IMAGE),--image "$(IMAGE)")
+demo:  ## start the all-in-one and show the main path (IMAGE=path, ENGINE=s3)
+	@LAZYIMAGE_ENGINE=$(ENGINE) tools/allinone/demo.sh $(if $(IMAGE),--image "$(IMAGE)")
 
 demo-shell:  ## a shell in the running all-in-one, client configured
 	@$(ALLINONE) shell demo

@@ -12,12 +12,14 @@
 # under the License.
 
 # "make demo" and "make demo-down": the plan first, then the all-in-one and
-# the show in it. LAZYIMAGE_FLAVOUR=stock shows it without our drivers.
+# the show in it. LAZYIMAGE_FLAVOUR=stock shows it without our drivers,
+# LAZYIMAGE_ENGINE=s3 with chunks on a Ceph object gateway.
 set -euo pipefail
 
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$tools/root.sh
 flavour=${LAZYIMAGE_FLAVOUR:-lazy}
+engine=${LAZYIMAGE_ENGINE:-file}
 cache=${LAZYIMAGE_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/lazyimage}
 
 down() {
@@ -79,7 +81,7 @@ main() {
     fi
     echo "demo: starting the services"
     "$root" exec demo -- /bin/bash /src/tools/allinone/cloud.sh up \
-        --flavour "$flavour"
+        --flavour "$flavour" --engine "$engine"
     "$root" exec demo -- env PYTHONPATH=/src/tools/allinone "${show[@]}"
     cat <<'END'
 

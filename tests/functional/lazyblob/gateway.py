@@ -17,14 +17,11 @@ place gets a prefix of its own.
 
 import concurrent.futures
 import contextlib
-import http.client
 import itertools
 import pathlib
 import shutil
 import socket
 import sys
-import urllib.parse
-from datetime import timedelta
 
 import fault_proxy
 import obstore
@@ -43,7 +40,6 @@ PAGE_KEYS = 100
 USER = ('writer', 'writer-key', 'writer-secret')
 READER = ('reader', 'reader-key', 'reader-secret')
 _PREFIXES = itertools.count(1)
-_HOUR = timedelta(hours=1)
 
 
 class Gateway:
@@ -77,7 +73,7 @@ class Gateway:
             self.ceph.add_user(*USER)
             self.ceph.add_user(*READER)
             for bucket in (BUCKET, SMALL_BUCKET):
-                self.make_bucket(bucket)
+                self.ceph.add_bucket(bucket, *USER[1:])
             self.ceph.admin(
                 *('quota', 'set', '--quota-scope=bucket', f'--uid={USER[0]}'),
                 *(f'--bucket={SMALL_BUCKET}', '--max-size=8K'),
@@ -106,16 +102,6 @@ class Gateway:
             secret_access_key=secret,
             client_options={'allow_http': True},
         )
-
-    def make_bucket(self, name):
-        """obstore makes none, but signs the request."""
-        signed = obstore.sign(self.raw(name), 'PUT', '', _HOUR)
-        parts = urllib.parse.urlsplit(signed)
-        connection = http.client.HTTPConnection(*self.address, timeout=30)
-        with contextlib.closing(connection):
-            connection.request('PUT', f'{parts.path}?{parts.query}')
-            answer = connection.getresponse()
-            assert answer.status == 200, answer.read()
 
     def settings(self, user=USER, **more):
         """What a store is told to reach it."""

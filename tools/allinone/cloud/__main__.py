@@ -27,6 +27,11 @@ def arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest='command', required=True)
     up = commands.add_parser('up', help='start every service')
     up.add_argument('--flavour', choices=settings.FLAVOURS, default='lazy')
+    up.add_argument(
+        '--engine',
+        choices=settings.ENGINES,
+        help='where chunks are kept (default: as before, or file)',
+    )
     commands.add_parser('down', help='stop every service')
     commands.add_parser('status', help='which services run')
     compute = commands.add_parser(
@@ -43,8 +48,8 @@ def main() -> int:
     options = arguments()
     begin = time.monotonic()
     flavour = options.flavour if options.command == 'up' else None
-    cloud = Cloud(flavour)
     try:
+        cloud = Cloud(flavour, getattr(options, 'engine', None))
         if options.command == 'up':
             cloud.up()
         elif options.command == 'down':

@@ -21,6 +21,7 @@ import time
 
 from cloud import configuration
 from cloud import database
+from cloud import engine
 from cloud import identity
 from cloud import services
 from cloud import settings
@@ -34,7 +35,10 @@ FLAVOUR = settings.RUN / 'flavour'
 class Cloud:
     """The services of one instance, as a whole and one by one."""
 
-    def __init__(self, flavour: str | None = None) -> None:
+    def __init__(
+        self, flavour: str | None = None, chunks: str | None = None
+    ) -> None:
+        engine.choose(chunks)
         self.flavour = flavour or recorded_flavour()
         self.services = services.all_services(self.flavour)
 
@@ -84,13 +88,16 @@ class Cloud:
 
     def down(self) -> None:
         """Stop everything, what others need last."""
-        last = ('lazyimage-agent', 'lazyimage-conductor')
-        below = (*last, 'libvirtd', 'virtlogd', 'mariadb', 'rabbitmq')
+        last = ('lazyimage-agent', *services.CONDUCTORS)
+        beside = [service.name for service in engine.services()]
+        below = (*last, 'libvirtd', 'virtlogd', 'mariadb', 'rabbitmq', *beside)
         groups = [
             [name for name in self.services if name not in below],
             ['libvirtd'],
             [name for name in last if name in self.services],
             ['virtlogd', 'mariadb', 'rabbitmq'],
+            # One after the other: an OSD without its monitor does not end.
+            *([name] for name in reversed(beside) if name in self.services),
         ]
         for group in groups:
             if group == ['libvirtd']:

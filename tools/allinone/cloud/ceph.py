@@ -25,11 +25,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import http.client
+import json
 import os
 import pathlib
 import subprocess
 import time
+import urllib.parse
 import uuid
 
 from cloud import settings
@@ -149,15 +152,37 @@ class Ceph:
     def add_user(
         self, name: str, access_key: str, secret_key: str, *more: str
     ) -> None:
-        """Make a user of the gateway; repeating is harmless.
+        """Make a user of the gateway, unless it is there.
 
         :param more: further arguments of ``radosgw-admin user create``
         """
+        if name in json.loads(self.admin('user', 'list')):
+            return
         self.admin(
             *('user', 'create', f'--uid={name}', f'--display-name={name}'),
             *(f'--access-key={access_key}', f'--secret-key={secret_key}'),
             *more,
         )
+
+    def add_bucket(self, name: str, access_key: str, secret_key: str) -> None:
+        """Make a bucket of a user's; repeating is harmless."""
+        import obstore
+        import obstore.store
+
+        # It makes no buckets, but signs the request.
+        store = obstore.store.S3Store(
+            name,
+            endpoint=self.endpoint,
+            region='us-east-1',
+            access_key_id=access_key,
+            secret_access_key=secret_key,
+            client_options={'allow_http': True},
+        )
+        signed = obstore.sign(store, 'PUT', '', datetime.timedelta(minutes=5))
+        parts = urllib.parse.urlsplit(signed)
+        status, text = self._ask('PUT', f'{parts.path}?{parts.query}')
+        if status != 200:
+            raise ServiceError(f'bucket {name}: status {status}: {text!r}')
 
     def admin(self, *arguments: str) -> str:
         """What ``radosgw-admin`` prints."""
@@ -233,12 +258,16 @@ class Ceph:
         return False
 
     def _serves(self) -> bool:
+        return self._ask('GET', '/')[0] == 200
+
+    def _ask(self, method: str, target: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(
-            self.address, self.port, timeout=5
+            self.address, self.port, timeout=30
         )
         with contextlib.closing(connection):
-            connection.request('GET', '/')
-            return connection.getresponse().status == 200
+            connection.request(method, target)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
 
 
 def main() -> None:

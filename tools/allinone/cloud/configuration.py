@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from cloud import engine
 from cloud import settings
 
 Ini = Mapping[str, Mapping[str, Any]]
@@ -159,17 +160,14 @@ def glance(flavour: str) -> None:
         sections['glance_store']['default_backend'] = 'blob1'
         sections['blob1'] = {
             'store_description': 'Lazy image store',
-            'blob_store_chunk_store': CHUNKS,
             'blob_store_catalog': 'rpc://',
             'blob_store_transport_url': settings.RABBIT_URL,
+            **engine.options('blob_store_'),
         }
     write('/etc/glance/glance-api.conf', ini(sections), 'glance')
     for name in ('glance-api-paste.ini',):
         shutil.copy(settings.OPENSTACK / 'etc/glance' / name, '/etc/glance')
     gunicorn('glance', 'glance.wsgi.api', settings.PORTS['glance'])
-
-
-CHUNKS = 'file:///var/lib/lazyimage/repository/chunks'
 
 
 def lazyimage() -> None:
@@ -178,7 +176,7 @@ def lazyimage() -> None:
     catalog = settings.database_url('lazyimage')
     sections: dict[str, dict[str, Any]] = {
         'DEFAULT': {'transport_url': settings.RABBIT_URL},
-        'repository': {'chunk_store': CHUNKS, 'catalog': 'rpc://'},
+        'repository': {**engine.options(), 'catalog': 'rpc://'},
         'agent': {
             'host': settings.HOST,
             'state_directory': state,
@@ -192,7 +190,7 @@ def lazyimage() -> None:
     # A controller's file: the only one that names the database.
     sections = {
         'DEFAULT': {'transport_url': settings.RABBIT_URL},
-        'repository': {'chunk_store': CHUNKS, 'catalog': catalog},
+        'repository': {**engine.options(), 'catalog': catalog},
         'conductor': {'catalog': catalog, 'workers': 1},
     }
     path = '/etc/lazyimage/lazyimage-conductor.conf'

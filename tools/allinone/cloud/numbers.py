@@ -13,14 +13,13 @@
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 from cloud import agent
 from cloud import database
+from cloud import engine
 
 MIB = 1 << 20
-CHUNKS = pathlib.Path('/var/lib/lazyimage/repository/chunks')
 
 Rows = list[tuple[str, str]]
 
@@ -54,12 +53,6 @@ def committed_bytes() -> int:
     return 0
 
 
-def chunk_store_bytes() -> int:
-    return sum(
-        path.stat().st_size for path in CHUNKS.rglob('*') if path.is_file()
-    )
-
-
 def repository() -> Rows:
     """How large the catalog and the chunk store are."""
     catalog = database.sql(
@@ -68,5 +61,5 @@ def repository() -> Rows:
     )
     return [
         ('catalog', f'{int(catalog) / MIB:.1f} MiB'),
-        ('chunk store', f'{chunk_store_bytes() / MIB:.1f} MiB'),
+        ('chunk store', f'{engine.stored_bytes() / MIB:.1f} MiB'),
     ]

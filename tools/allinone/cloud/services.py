@@ -22,11 +22,13 @@ import socket
 from cloud import agent
 from cloud import api
 from cloud import database
+from cloud import engine
 from cloud import settings
 from cloud.process import Service
 
 #: Nova's long-running parts, as "openstack compute service list" names them.
 NOVA_PARTS = ('nova-conductor', 'nova-scheduler', 'nova-compute')
+CONDUCTORS = ('lazyimage-conductor', 'lazyimage-conductor-2')
 ADMIN = api.Client()
 
 
@@ -186,18 +188,32 @@ def ours() -> list[Service]:
     lazyimage = str(bin_ / 'lazyimage')
 
     def initialise() -> None:
+        engine.prepare()
         database.run(
             'lazyimage', lazyimage, '--config-file', controller, 'init'
         )
 
-    return [
+    beside = engine.services()
+    conductors = [
         Service(
-            'lazyimage-conductor',
+            name,
             [str(bin_ / 'lazyimage-conductor'), '--config-file', controller],
             user='lazyimage',
-            prepare=initialise,
             needs=('mariadb', 'rabbitmq'),
-        ),
+        )
+        # A cloud has several before one database.
+        for name in CONDUCTORS[: 2 if beside else 1]
+    ]
+    conductors[0].prepare = initialise
+    conductors[0].needs = (
+        *conductors[0].needs,
+        *(each.name for each in beside),
+    )
+    for other in conductors[1:]:
+        other.needs = (CONDUCTORS[0],)
+    return [
+        *beside,
+        *conductors,
         Service(
             'lazyimage-agent',
             [
@@ -205,7 +221,7 @@ def ours() -> list[Service]:
                 *(str(bin_ / 'lazyimage-agent'), '--config-file'),
                 '/etc/lazyimage/lazyimage.conf',
             ],
-            needs=('rabbitmq', 'lazyimage-conductor'),
+            needs=('rabbitmq', CONDUCTORS[0]),
             ready=agent_ready,
             stop_seconds=30,
         ),

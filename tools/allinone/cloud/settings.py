@@ -47,6 +47,7 @@ SHARED = pathlib.Path('/var/cache/lazyimage')
 CLOUDS = pathlib.Path('/root/clouds.yaml')
 
 FLAVOURS = ('stock', 'lazy')
+ENGINES = ('file', 's3')
 
 
 def database_url(name: str) -> str:
