@@ -207,6 +207,8 @@ def key():
 def shared(tmp_path_factory):
     """An agent that serves nothing, for tests that change nothing."""
     made = Site(tmp_path_factory.mktemp('shared'))
-    made.start()
+    agent = made.start()
+    # It notes its repository in the journal, whenever it learns it.
+    wait_for(lambda: agent.status()['repository'], 'its repository')
     yield made
     made.close()
