@@ -226,11 +226,25 @@ def pytest(*arguments: str) -> list[str]:
     ]
 
 
+def beside_each_other(*checks: Check) -> list[Check]:
+    """Checks of which each has the other lane free; the longest first."""
+    return [dataclasses.replace(check, beside_others=True) for check in checks]
+
+
 def lint() -> list[Check]:
     shell = files('*.sh', shebang=r'#!.*\b(ba)?sh\b')
     prose = files('*.rst')
     mirror = TREE / 'mirror'
-    return [
+    return beside_each_other(
+        Check(
+            'cargo clippy',
+            ['cargo', 'clippy', '--quiet', '--locked', '--all-targets']
+            + ['--all-features', '--', '-D', 'warnings']
+            # Rust 1.85 counts shifts and masks among the first, and finds
+            # the second where the types ask for a half-open range.
+            + ['-A', 'clippy::precedence', '-A', 'clippy::range_plus_one'],
+            mirror,
+        ),
         Check('files', ['python', 'tools/test/files.py', *files('*')]),
         Check(
             'ruff check',
@@ -255,20 +269,11 @@ def lint() -> list[Check]:
             mirror,
             remedy='"cargo fmt" does it',
         ),
-        Check(
-            'cargo clippy',
-            ['cargo', 'clippy', '--quiet', '--locked', '--all-targets']
-            + ['--all-features', '--', '-D', 'warnings']
-            # Rust 1.85 counts shifts and masks among the first, and finds
-            # the second where the types ask for a half-open range.
-            + ['-A', 'clippy::precedence', '-A', 'clippy::range_plus_one'],
-            mirror,
-        ),
-    ]
+    )
 
 
 def types() -> list[Check]:
-    return [
+    return beside_each_other(
         Check('mypy', ['mypy', '--no-incremental']),
         Check('mypy of bench', ['mypy', '--no-incremental', '-p', 'bench']),
         Check(
@@ -280,7 +285,7 @@ def types() -> list[Check]:
             remedy='nova_lazyimage/_mirror.pyi and mirror/src/python/ '
             'disagree',
         ),
-    ]
+    )
 
 
 def unit() -> list[Check]:
@@ -320,6 +325,7 @@ def docs() -> list[Check]:
             f'doc/build/{builder}',
         ]
 
+    # One after the other: both write doc/source/_static.
     return [
         Check('html', sphinx('html')),
         Check('man pages', sphinx('man')),
@@ -339,15 +345,12 @@ def functional() -> list[Check]:
         path.relative_to(folder).parts[0] for path in folder.rglob('test_*.py')
     }
     ordered = [name for name in FUNCTIONAL_ORDER if name in names]
-    return [
-        Check(
-            name,
-            pytest(f'tests/functional/{name}'),
-            suite='pytest',
-            beside_others=True,
+    return beside_each_other(
+        *(
+            Check(name, pytest(f'tests/functional/{name}'), suite='pytest')
+            for name in ordered + sorted(names - set(ordered))
         )
-        for name in ordered + sorted(names - set(ordered))
-    ]
+    )
 
 
 def e2e() -> list[Check]:
