@@ -44,6 +44,7 @@ from nova_lazyimage.agent import repositories
 LOG = logging.getLogger(__name__)
 
 CLOSE_SECONDS_MAX = 1.0
+CLOSE_PAUSE_SECONDS = 0.02
 
 
 class Reverts:
@@ -96,7 +97,7 @@ class Reverts:
         """The kernel tells of a close a moment after it."""
         until = time.monotonic() + CLOSE_SECONDS_MAX
         while live.serving().is_open and time.monotonic() < until:
-            time.sleep(0.02)
+            time.sleep(CLOSE_PAUSE_SECONDS)
 
     @staticmethod
     def _check(live: mirrors.Live) -> None:

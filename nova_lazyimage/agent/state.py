@@ -26,6 +26,7 @@ import tempfile
 import time
 
 LOCK_PATIENCE_SECONDS = 3.0
+LOCK_PAUSE_SECONDS = 0.05
 # Of files that are being written; each is renamed or removed.
 PREFIX = '.new-'
 
@@ -127,7 +128,7 @@ class Lock:
                 break
             except BlockingIOError:
                 if time.monotonic() < until:
-                    time.sleep(0.05)
+                    time.sleep(LOCK_PAUSE_SECONDS)
                     continue
                 holder = os.pread(descriptor, 32, 0).decode().strip()
                 os.close(descriptor)

@@ -37,6 +37,7 @@ from nova_lazyimage.agent import client
 from nova_lazyimage.cmd import console
 
 START_SECONDS_MAX = 30.0
+START_PAUSE_SECONDS = 0.1
 NAMESPACE = uuid.UUID('0f2b1c53-8f5c-5b4e-8d0e-3f3e4b6f0c11')
 
 
@@ -102,7 +103,7 @@ class Place:
                 return self.client
             if process.poll() is not None:
                 break
-            time.sleep(0.1)
+            time.sleep(START_PAUSE_SECONDS)
         said = log.read_text(errors='replace').strip().splitlines()
         raise client.AgentUnavailable(
             f'the agent did not start: {said[-1] if said else "no reason"} '
