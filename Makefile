@@ -26,7 +26,7 @@ ONLY ?=
 .PHONY: help test test-quick lint docs bench soak
 
 help: ## what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort -u | \
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort -t: -k1,1 -u | \
 		awk -F ':.*## *' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 test: ## all that CI runs, in a root of its own [STAGES="lint unit"]
