@@ -227,7 +227,9 @@ class Commit:
         self, name: bytes, content: digest.Buffer, kind: chunk.Kind
     ) -> int:
         """How many bytes the store received: none of what it has."""
-        is_there = self._store.has(name)
+        # Of nodes a COMMIT need not ask: there are few, and a put looks.
+        asks = self._reads_back or kind == chunk.Kind.CHUNK
+        is_there = asks and self._store.has(name)
         if is_there and (
             not self._reads_back or self._holds(name, content, kind)
         ):
