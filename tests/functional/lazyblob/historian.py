@@ -70,7 +70,9 @@ class Historian:
         blobs = self.repo.catalog.list_blobs()
         if act == 'create' or len(blobs) < 3:
             return self.create()
-        blob = self.chance.choice(blobs)
+        # All of them at the same few, so that they meet.
+        few = {'delete': blobs[:1], 'commit': blobs[-4:]}.get(act, blobs)
+        blob = self.chance.choice(few)
         operation = self.new_id()
         try:
             outcome = getattr(self, act)(operation, blob)
