@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sparse files of blocks at their disk offsets: the delta, and the copies that a COMMIT sets aside.
 //!
-//! `O_DIRECT` only, every reader included (page cache and direct I/O never mix), so offsets, lengths
-//! and memory are whole blocks. An flock fences the dead process's requests (contract 15). No
-//! thread rule: the kernel orders overlapping requests as on any raw file.
+//! The delta by `O_DIRECT` only, every reader included (page cache and direct I/O never mix), so
+//! offsets, lengths and memory are whole blocks. The copies by the page cache only: they are worth
+//! nothing after their COMMIT, which most often ends before the kernel has written them back. What
+//! it does write back may fail, and it says so once, to whoever asks ([`Delta::arrived`]).
+//!
+//! An flock fences the dead process's requests (contract 15). No thread rule: the kernel orders
+//! overlapping requests as on any raw file.
 
 use std::fs::File;
 use std::io;
@@ -24,10 +28,10 @@ pub struct Delta {
 }
 
 impl Delta {
-    /// Opens the file, unfenced.
-    pub fn open(path: &Path, create: Create) -> Result<Self> {
+    /// Opens the file, unfenced; `direct` past the page cache.
+    pub fn open(path: &Path, create: Create, direct: bool) -> Result<Self> {
         let file = faults::call(path, "open", Call::Create, || {
-            file::open(path, create, true)
+            file::open(path, create, direct)
         })
         .map_err(|e| Error::io("open", path, e))?;
         if file::is_on_nfs(&file).map_err(|e| Error::io("stat", path, e))? {
@@ -101,6 +105,14 @@ impl Delta {
     /// Makes every write that has returned durable.
     pub fn sync(&self) -> io::Result<()> {
         faults::call(&self.path, "sync", Call::Sync, || self.file.sync_data())
+    }
+
+    /// Whether every page of a range that was written back by now has arrived: what was read before
+    /// is what was written. An error is told once, of whatever range.
+    pub fn arrived(&self, offset: u64, len: u64) -> io::Result<()> {
+        faults::call(&self.path, "arrived", Call::Other, || {
+            file::written_back(&self.file, offset, len)
+        })
     }
 
     /// The bytes that the file system holds for it.

@@ -140,12 +140,12 @@ fn open_files(
     } else {
         Create::Never
     };
-    let delta = Delta::open(&directory.join("delta"), create)?;
+    let delta = Delta::open(&directory.join("delta"), create, true)?;
     fence(core, options, survivor, delta.file(), delta.path())?;
     let map_path = directory.join("map");
     let disk_map = DiskMap::open(&map_path, create)?;
     fence(core, options, survivor, disk_map.file(), &map_path)?;
-    let saved = Delta::open(&directory.join("saved"), Create::Maybe)?;
+    let saved = Delta::open(&directory.join("saved"), Create::Maybe, false)?;
     fence(core, options, survivor, saved.file(), saved.path())?;
     saved
         .clear(0)

@@ -353,6 +353,36 @@ fn a_frozen_disk_is_read_as_it_was_while_the_guest_writes() {
 }
 
 #[test]
+fn what_is_near_a_changed_block_is_set_aside_along_with_it() {
+    let mut host = host();
+    // The first two windows of chunk 0, a block of the base aside, and one in the third.
+    let mut frozen = base();
+    for (from, to) in [(0, 5), (6, 32), (40, 41)] {
+        host.write(from * BLOCK, &vec![9; (to - from) * BLOCK])
+            .unwrap();
+        frozen[from * BLOCK..to * BLOCK].fill(9);
+    }
+    let sealed = host.mirror.freeze().unwrap();
+    host.write(3 * BLOCK, &vec![1; BLOCK]).unwrap();
+    assert_eq!(host.count("saved_blocks_total"), 15);
+    for block in [0, 4, 5, 15] {
+        host.write(block * BLOCK, &vec![2; BLOCK]).unwrap();
+    }
+    assert_eq!(
+        host.count("saved_blocks_total"),
+        15,
+        "nothing is copied twice"
+    );
+    // A block of the base is not copied, and nothing near it for its sake.
+    host.write(33 * BLOCK, &vec![3; BLOCK]).unwrap();
+    assert_eq!(host.count("saved_blocks_total"), 15);
+    host.write(30 * BLOCK + 5, b"over two windows").unwrap();
+    host.discard(31 * BLOCK, 3 * BLOCK).unwrap();
+    assert_eq!(host.count("saved_blocks_total"), 31);
+    assert_eq!(host.read_sealed(&sealed, 0).unwrap(), frozen[..CHUNK]);
+}
+
+#[test]
 fn an_abandoned_commit_leaves_its_blocks_dirty() {
     let mut host = host();
     host.write(BLOCK, &vec![9; BLOCK]).unwrap();

@@ -183,10 +183,15 @@ impl Sealed {
         if let Some(word) = mirror.seal.released.get(index(chunk / 64)) {
             word.fetch_or(1 << (chunk % 64), Ordering::SeqCst);
         }
-        // A writer that saves at this moment leaves a few blocks until the end.
-        let _ = mirror
-            .saved
-            .punch(chunk * mirror.chunk_size, mirror.chunk_size);
+        let chunk_blocks = mirror.chunk_size / BLOCK_BYTES;
+        let (first, end) = (chunk * chunk_blocks, (chunk + 1) * chunk_blocks);
+        let end = end.min(mirror.blocks());
+        if mirror.live.run_end(Bits::Saved, false, first, end) < end {
+            // A writer that saves at this moment leaves a few blocks until the end.
+            let _ = mirror
+                .saved
+                .punch(chunk * mirror.chunk_size, mirror.chunk_size);
+        }
     }
 
     /// The version stands: what was frozen is clean. A second end of any kind changes nothing.

@@ -158,6 +158,21 @@ impl Sealed {
                 }
             }
         }
+        if sources
+            .iter()
+            .chain(&again)
+            .any(|&from| from == Source::Saved)
+        {
+            // A copy whose write-back failed may have been read from the disk as it was before.
+            let offset = chunk * mirror.chunk_size;
+            if let Err(error) = mirror.saved.arrived(offset, mirror.chunk_size) {
+                // Told once, and perhaps of another chunk.
+                if !self.has_ended() {
+                    mirror.seal.give_up(mirror, &error);
+                }
+                return Err(error);
+            }
+        }
         let end = self
             .size_bytes
             .saturating_sub(chunk * mirror.chunk_size)

@@ -75,6 +75,20 @@ pub fn punch(file: &File, offset: u64, len: u64) -> io::Result<()> {
     fallocate(file, mode, offset, len)
 }
 
+/// Whether the page cache's writes of a range that have begun arrive; begins none, waits for those.
+/// One that failed since the file was opened or last asked is an error, wherever it was.
+///
+/// # Errors
+/// The system's.
+pub fn written_back(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let too_large = |_| io::Error::from_raw_os_error(libc::EFBIG);
+    let offset = libc::off64_t::try_from(offset).map_err(too_large)?;
+    let len = libc::off64_t::try_from(len).map_err(too_large)?;
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE;
+    // SAFETY: the descriptor is open as long as `file` is borrowed; no memory is handed over.
+    check(unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, flags) })
+}
+
 /// Takes the file's exclusive lock if nobody else has it. It belongs to the open file, which
 /// requests under way pin, the dead process's included: that makes it a fence.
 ///

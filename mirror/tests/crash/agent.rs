@@ -47,14 +47,14 @@ fn pretend(world: &World, step: &Step, over: bool, seed: &mut u64, frozen: &mut 
                 world.shared.end(op, Ok(()));
             }
         }
-        Step::Freeze => {
+        Step::Freeze | Step::Hold => {
             let model = world.shared.model();
             let sectors = runs(model.size).into_iter().flatten();
             let sectors = sectors.flat_map(|block| block * 8..block * 8 + 8);
             *frozen = Some(sectors.map(|at| (at, model.newest(at))).collect());
         }
         Step::Grow if over => world.shared.model().size = SIZE + GROWTH,
-        Step::Abandon | Step::Kill | Step::Stop => *frozen = None,
+        Step::Abandon | Step::Thaw | Step::Kill | Step::Stop => *frozen = None,
         _ => {}
     }
 }

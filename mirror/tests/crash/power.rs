@@ -214,6 +214,19 @@ pub fn script() -> Vec<Step> {
         Step::Publish,
         guest(Write(65 * B, B, false)),
         guest(Flush),
+        Step::Hold,
+        guest(Flush),
+        Step::Thaw,
+        Step::Expire,
+        Step::Hold,
+        guest(Flush),
+        Step::Seal,
+        guest(Write(65 * B, B, false)),
+        Step::Publish,
+        Step::Hold,
+        guest(Flush),
+        Step::Kill,
+        Step::Hold,
         Step::Stop,
         guest(Write(65 * B, B, false)),
         guest(Discard(65 * B, B)),
@@ -227,7 +240,8 @@ fn random_step(random: &mut Random, size: usize) -> Step {
     match random.below(24) {
         0..16 => Step::Guest(Guest::random(random, size)),
         16 => Step::Guest(Guest::Flush),
-        17 => Step::Freeze,
+        17 if random.below(2) == 0 => Step::Freeze,
+        17 => Step::Apart,
         18 => Step::Upload,
         19 => Step::Publish,
         20 => Step::Abandon,
@@ -257,7 +271,7 @@ fn power_lost_at_every_step_of_a_life() {
     world.check_with_dirt();
     let model = world.shared.model().clone();
     let log = world.shared.watch.log();
-    assert!(model.parents.len() == 3 && model.growth.is_some());
+    assert!(model.parents.len() == 4 && model.growth.is_some());
     let mut random = Random(1);
     check_all(&mut recovery, None, &log, &model, &mut random);
     println!("{} images", recovery.images);

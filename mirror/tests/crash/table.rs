@@ -44,7 +44,7 @@ fn traces() -> Vec<(&'static str, Vec<String>)> {
     for (title, step) in [
         ("Write, first", guest(Write(0, B, false))),
         ("", guest(Flush)),
-        ("Discard", guest(Discard(2 * B, B))),
+        ("Discard", guest(Discard(40 * B, B))),
         ("Flush", guest(Flush)),
         ("Flush of nothing new", guest(Flush)),
         ("Freeze", Step::Freeze),
@@ -57,6 +57,9 @@ fn traces() -> Vec<(&'static str, Vec<String>)> {
         ("", Step::Freeze),
         ("", guest(Write(0, B, false))),
         ("Abandon", Step::Abandon),
+        ("Hold", Step::Hold),
+        ("Seal", Step::Seal),
+        ("", Step::Abandon),
         ("Growth", Step::Grow),
         ("", guest(Flush)),
     ] {

@@ -7,9 +7,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
-use _mirror::commit::Sealed;
+use _mirror::commit::{Held, Sealed};
 use _mirror::disk::{Answer, Disk, Door, Errno, Ticket};
 use _mirror::engine::{AttachOptions, Engine, OnFull};
+use _mirror::error::Error;
 use _mirror::faults::Watch;
 use _mirror::mirror::Mirror;
 
@@ -66,6 +67,14 @@ pub enum Guest {
 pub enum Step {
     Guest(Guest),
     Freeze,
+    /// The disk stands still: writes wait until it is sealed or thawed.
+    Hold,
+    Seal,
+    Thaw,
+    /// Held for longer than was allowed: a seal is refused.
+    Expire,
+    /// Held, flushed and sealed, with whatever comes in between.
+    Apart,
     Upload,
     Publish,
     Abandon,
@@ -202,6 +211,9 @@ impl Shared {
     }
 }
 
+/// Longer than any test.
+const HOLD: Duration = Duration::from_secs(100);
+
 struct Commit {
     sealed: Sealed,
     begin: usize,
@@ -218,6 +230,8 @@ pub struct World {
     pub seed: u64,
     /// Says on standard output when a version is published.
     pub talks: bool,
+    /// With the operation that it was.
+    held: Option<(Held, usize)>,
     commit: Option<Commit>,
 }
 
@@ -334,6 +348,7 @@ impl World {
             shared,
             seed,
             talks: false,
+            held: None,
             commit: None,
         };
         // From now on nothing waits for a chunk unless the cache was shed.
@@ -398,28 +413,48 @@ impl World {
                 let op = self.issue(guest);
                 self.wait(op)
             }
-            Step::Freeze if self.commit.is_none() => {
+            Step::Freeze if self.is_open() => {
                 let begin = self.whole("freeze", true);
                 let sealed = self.mirror.freeze();
-                let result = sealed
-                    .as_ref()
-                    .map(|_| ())
-                    .map_err(_mirror::error::Error::raw_os_error);
+                self.sealed(begin, begin, sealed)
+            }
+            Step::Hold if self.is_open() => {
+                let begin = self.whole("hold", false);
+                let held = self.mirror.hold(HOLD);
+                let result = over(&held);
                 self.shared.end(begin, result);
-                if let Ok(sealed) = sealed {
-                    let model = self.shared.model();
-                    let version = model.parents.last().unwrap().1.clone();
-                    drop(model);
-                    self.commit = Some(Commit {
-                        left: sealed.chunks().to_vec(),
-                        sealed,
-                        begin,
-                        version,
-                    });
-                }
+                self.held = held.ok().map(|held| (held, begin));
                 result
             }
-            Step::Freeze => Ok(()),
+            Step::Seal => match self.held.take() {
+                Some((held, instant)) => {
+                    let begin = self.whole("seal", true);
+                    self.sealed(begin, instant, held.seal())
+                }
+                None => Ok(()),
+            },
+            Step::Thaw => {
+                if let Some((held, _)) = self.held.take() {
+                    assert!(held.thaw());
+                }
+                Ok(())
+            }
+            Step::Expire if self.is_open() => {
+                let Ok(held) = self.mirror.hold(Duration::from_millis(2)) else {
+                    return Ok(());
+                };
+                while held.is_held() {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                assert!(matches!(held.seal(), Err(Error::Thawed)));
+                Ok(())
+            }
+            Step::Freeze | Step::Hold | Step::Expire => Ok(()),
+            Step::Apart => {
+                self.run(&Step::Hold)?;
+                let flushed = self.run(&Step::Guest(Guest::Flush));
+                flushed.and(self.run(&Step::Seal))
+            }
             Step::Upload => self.upload(),
             Step::Publish => {
                 while self.commit.as_ref().is_some_and(|c| !c.left.is_empty()) {
@@ -451,6 +486,31 @@ impl World {
                 Ok(())
             }
         }
+    }
+
+    fn is_open(&self) -> bool {
+        self.commit.is_none() && self.held.is_none()
+    }
+
+    /// A seal is over; what it sealed is the disk as it was at `instant`.
+    fn sealed(
+        &mut self,
+        op: usize,
+        instant: usize,
+        sealed: Result<Sealed, Error>,
+    ) -> Result<(), i32> {
+        let result = over(&sealed);
+        self.shared.end(op, result);
+        if let Ok(sealed) = sealed {
+            let version = self.shared.model().parents.last().unwrap().1.clone();
+            self.commit = Some(Commit {
+                left: sealed.chunks().to_vec(),
+                sealed,
+                begin: instant,
+                version,
+            });
+        }
+        result
     }
 
     fn upload(&mut self) -> Result<(), i32> {
@@ -531,6 +591,7 @@ impl World {
     /// The agent dies and has no successor.
     pub fn end(&mut self) {
         self.engine.forget_as_if_killed();
+        self.held = None;
         if let Some(commit) = self.commit.take() {
             commit.sealed.abandon();
         }
@@ -549,6 +610,7 @@ impl World {
 
     /// Attaches the same files again, whatever became of the live map.
     pub fn attach_again(&mut self) {
+        self.held = None;
         if let Some(commit) = self.commit.take() {
             commit.sealed.abandon();
         }
@@ -592,6 +654,10 @@ impl World {
         assert_dirty(&owed, sealed.chunks());
         sealed.abandon();
     }
+}
+
+fn over<T>(done: &Result<T, Error>) -> Result<(), i32> {
+    done.as_ref().map(|_| ()).map_err(Error::raw_os_error)
 }
 
 pub fn assert_dirty(owed: &[u64], dirty: &[u64]) {
