@@ -34,6 +34,7 @@ extensions = [
     'oslo_config.sphinxconfiggen',
     'oslo_config.sphinxext',
     'reno.sphinxext',
+    'sphinxarg.ext',
 ]
 openstackdocs_auto_name = False
 openstackdocs_auto_version = False
@@ -53,13 +54,54 @@ htmlhelp_basename = 'lazyimagedoc'
 nitpicky = False
 pygments_style = 'native'
 
+PROGRAMS = {
+    'lazyimage': 'images as blobs: import, clone, attach, commit, export',
+    'lazyimage-agent': 'serve the lazily mirrored disks of one host',
+    'lazyimage-conductor': 'own the catalog and answer for it',
+    'lazyimage-holder': 'keep an agent\'s disks while it is dead',
+    'lazyimage-status': 'say what is wrong with an installation',
+}
+COMMAND = """\
+{line}
+{title}
+{line}
+
+.. argparse::
+   :ref: nova_lazyimage.cmd.lazyimage.parser
+   :prog: lazyimage
+   :path: {name}
+
+Where the repository is, and the exit status: **lazyimage**\\ (1).
+"""
+
+
+def write_commands() -> dict[str, str]:
+    """A page for each sub-command, of its parser; what each is for."""
+    from nova_lazyimage.cmd import lazyimage
+
+    folder = pathlib.Path(__file__).with_name('cli') / 'commands'
+    folder.mkdir(exist_ok=True)
+    found = lazyimage.commands()
+    for name in found:
+        title = f'lazyimage {name}'
+        page = COMMAND.format(name=name, title=title, line='=' * len(title))
+        path = folder / f'{name}.rst'
+        # Sphinx reads again what is newer.
+        if not path.exists() or path.read_text() != page:
+            path.write_text(page)
+    return found
+
+
 man_pages = [
     (f'cli/{name}', name, summary, 'lazyimage contributors', 1)
-    for name, summary in {
-        'lazyimage': 'images as blobs: import, clone, attach, commit, export',
-        'lazyimage-agent': 'serve the lazily mirrored disks of one host',
-        'lazyimage-conductor': 'own the catalog and answer for it',
-        'lazyimage-holder': 'keep an agent\'s disks while it is dead',
-        'lazyimage-status': 'say what is wrong with an installation',
-    }.items()
+    for name, summary in PROGRAMS.items()
+] + [
+    (
+        f'cli/commands/{name}',
+        f'lazyimage-{name}',
+        summary,
+        'lazyimage contributors',
+        1,
+    )
+    for name, summary in write_commands().items()
 ]

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -138,9 +139,12 @@ def add_format(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def examples(*lines: str) -> str:
-    """The end of a command's help."""
-    return 'examples:\n' + '\n'.join(f'  {line}' for line in lines)
+def teach(parser: argparse.ArgumentParser, *examples: str) -> None:
+    """End a command's help, which is a page's too, with examples."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = '\n'.join(textwrap.wrap(parser.description or ''))
+    lines = '\n'.join(f'  {example}' for example in examples)
+    parser.epilog = f'Examples::\n\n{lines}'
 
 
 def readable(size_bytes: int) -> str:

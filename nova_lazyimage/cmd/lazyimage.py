@@ -89,6 +89,19 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def commands() -> dict[str, str]:
+    """The sub-commands, and what each is for: for the documentation."""
+    subparsers = next(
+        action
+        for action in parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    return {
+        choice.dest: choice.help or ''
+        for choice in subparsers._choices_actions
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; what went wrong is one line on standard error."""
     parsed = parser().parse_args(arguments)

@@ -46,6 +46,11 @@ def register(subparsers: Any) -> None:
     )
     disks.add_arguments(parser)
     console.add_format(parser)
+    console.teach(
+        parser,
+        'disk=$(lazyimage attach debian --as try)',
+        'lazyimage attach debian@1 --clone --size 21474836480',
+    )
     parser.set_defaults(run=run)
 
 

@@ -39,6 +39,11 @@ def register(subparsers: Any) -> None:
         help='grow it at once (its version is 2 then); it cannot shrink',
     )
     console.add_format(parser)
+    console.teach(
+        parser,
+        'lazyimage clone debian --name web',
+        'lazyimage clone debian@1 --name web --size 21474836480',
+    )
     parser.set_defaults(run=run)
 
 

@@ -39,6 +39,10 @@ def register(subparsers: Any) -> None:
     )
     disks.add_arguments(parser)
     console.add_format(parser)
+    console.teach(
+        parser,
+        'lazyimage commit try --name tried',
+    )
     parser.set_defaults(run=run)
 
 

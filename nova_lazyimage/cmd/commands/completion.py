@@ -24,15 +24,15 @@ def register(subparsers: Any) -> None:
         help='print what makes a shell complete commands and options',
         description='Print a script that makes a shell complete commands and '
         'options.',
-        epilog=console.examples(
-            'lazyimage completion bash > '
-            '/usr/share/bash-completion/completions/lazyimage',
-            'eval "$(lazyimage completion bash)"',
-            'lazyimage completion zsh > ~/.zfunc/_lazyimage',
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('shell', choices=('bash', 'zsh', 'tcsh'))
+    console.teach(
+        parser,
+        'lazyimage completion bash > '
+        '/usr/share/bash-completion/completions/lazyimage',
+        'eval "$(lazyimage completion bash)"',
+        'lazyimage completion zsh > ~/.zfunc/_lazyimage',
+    )
     parser.set_defaults(run=run)
 
 

@@ -33,6 +33,11 @@ def register(subparsers: Any) -> None:
         'commit, and what it did not commit is lost',
     )
     console.add_format(parser)
+    console.teach(
+        parser,
+        'lazyimage delete debian@2',
+        'lazyimage delete debian',
+    )
     parser.set_defaults(run=run)
 
 

@@ -34,6 +34,11 @@ def register(subparsers: Any) -> None:
         help='also if it holds what was never committed',
     )
     disks.add_arguments(parser)
+    console.teach(
+        parser,
+        'lazyimage detach try',
+        'lazyimage detach try --discard',
+    )
     parser.set_defaults(run=run)
 
 

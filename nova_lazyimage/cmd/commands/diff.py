@@ -34,6 +34,11 @@ def register(subparsers: Any) -> None:
     parser.add_argument('before', metavar='NAME[@VERSION]')
     parser.add_argument('after', metavar='NAME[@VERSION]')
     console.add_format(parser)
+    console.teach(
+        parser,
+        'lazyimage diff debian@1 debian@3',
+        'lazyimage diff debian web --json',
+    )
     parser.set_defaults(run=run)
 
 

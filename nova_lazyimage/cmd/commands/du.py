@@ -39,11 +39,6 @@ def register(subparsers: Any) -> None:
         'free once it is collected, SHARED what others refer to as well. '
         'Then the whole store, and what no version refers to. All manifests '
         'are walked, equal parts once, and the store is listed.',
-        epilog=console.examples(
-            'lazyimage du',
-            'lazyimage du debian --json',
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         'names',
@@ -52,6 +47,11 @@ def register(subparsers: Any) -> None:
         help='tell only of these blobs; still counted against all others',
     )
     console.add_format(parser)
+    console.teach(
+        parser,
+        'lazyimage du',
+        'lazyimage du debian --json',
+    )
     parser.set_defaults(run=run)
 
 

@@ -32,6 +32,11 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         '--force', action='store_true', help='replace FILE if it is there'
     )
+    console.teach(
+        parser,
+        'lazyimage export debian@1 first.raw',
+        'lazyimage export debian - | gzip > debian.gz',
+    )
     parser.set_defaults(run=run)
 
 

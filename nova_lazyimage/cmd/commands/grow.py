@@ -30,6 +30,10 @@ def register(subparsers: Any) -> None:
     parser.add_argument('size', type=int, metavar='BYTES', help='its new size')
     disks.add_arguments(parser)
     console.add_format(parser)
+    console.teach(
+        parser,
+        'lazyimage grow try 21474836480',
+    )
     parser.set_defaults(run=run)
 
 

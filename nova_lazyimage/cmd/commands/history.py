@@ -26,14 +26,14 @@ def register(subparsers: Any) -> None:
         'attach or snapshot, as a tree: the one that NAME is part of, or '
         'all. A blob\'s versions are told in brackets. What was deleted is '
         'told as such, or begins a tree of its own.',
-        epilog=console.examples(
-            'lazyimage history debian',
-            'lazyimage history --json | jq ".[] | select(.depth > 0)"',
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('name', metavar='NAME', nargs='?')
     console.add_format(parser)
+    console.teach(
+        parser,
+        'lazyimage history debian',
+        'lazyimage history --json | jq ".[] | select(.depth > 0)"',
+    )
     parser.set_defaults(run=run)
 
 

@@ -65,6 +65,12 @@ def register(subparsers: Any) -> None:
         help='that hash and compress (default: one a processor)',
     )
     console.add_format(parser)
+    console.teach(
+        parser,
+        'lazyimage import debian.raw --name debian',
+        'lazyimage import server.qcow2 --format qcow2 --name server',
+        'zcat disk.gz | lazyimage import - --name disk',
+    )
     parser.set_defaults(run=run)
 
 

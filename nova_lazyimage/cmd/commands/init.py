@@ -40,6 +40,10 @@ def register(subparsers: Any) -> None:
         'from now on: it got a disk more, or all of it was copied',
     )
     console.add_format(parser)
+    console.teach(
+        parser,
+        'lazyimage --repository file:///var/lib/images init',
+    )
     parser.set_defaults(run=run)
 
 

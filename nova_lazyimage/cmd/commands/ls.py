@@ -24,6 +24,11 @@ def register(subparsers: Any) -> None:
         'ls', help='list the blobs', description='List the blobs.'
     )
     console.add_format(parser)
+    console.teach(
+        parser,
+        'lazyimage ls',
+        "lazyimage ls --json | jq -r '.[].name'",
+    )
     parser.set_defaults(run=run)
 
 

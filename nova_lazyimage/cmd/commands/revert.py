@@ -42,6 +42,11 @@ def register(subparsers: Any) -> None:
     )
     disks.add_arguments(parser)
     console.add_format(parser)
+    console.teach(
+        parser,
+        'lazyimage revert try',
+        'lazyimage revert try --version 1 --discard',
+    )
     parser.set_defaults(run=run)
 
 

@@ -29,16 +29,16 @@ def register(subparsers: Any) -> None:
         'nothing that was there at its begin is collected. End one only if '
         'its owner is dead: a commit that still runs would fail and have to '
         'be repeated.',
-        epilog=console.examples(
-            'lazyimage sessions',
-            'lazyimage sessions --end 7f1c2d9be0a54c31',
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         '--end', metavar='ID', action='append', default=[], help='end it'
     )
     console.add_format(parser)
+    console.teach(
+        parser,
+        'lazyimage sessions',
+        'lazyimage sessions --end 7f1c2d9be0a54c31',
+    )
     parser.set_defaults(run=run)
 
 

@@ -29,6 +29,11 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument('name', metavar='NAME', help='a blob\'s name or id')
     console.add_format(parser)
+    console.teach(
+        parser,
+        'lazyimage show debian',
+        'lazyimage show debian --json | jq .versions',
+    )
     parser.set_defaults(run=run)
 
 

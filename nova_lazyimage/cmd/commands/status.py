@@ -63,6 +63,12 @@ def register(subparsers: Any) -> None:
     )
     disks.add_arguments(parser)
     console.add_format(parser)
+    console.teach(
+        parser,
+        'lazyimage status',
+        'lazyimage status try --json | jq .waits',
+        'lazyimage status --cache',
+    )
     parser.set_defaults(run=run)
 
 

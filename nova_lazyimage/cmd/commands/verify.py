@@ -35,6 +35,11 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument('name', metavar='NAME[@VERSION]', nargs='?')
     console.add_format(parser)
+    console.teach(
+        parser,
+        'lazyimage verify debian@3',
+        'lazyimage verify --json',
+    )
     parser.set_defaults(run=run)
 
 
