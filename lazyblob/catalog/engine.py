@@ -31,7 +31,8 @@ it), and PostgreSQL fails it always.
 
 On Galera reads wait for what other nodes committed (``wsrep_sync_wait``).
 PostgreSQL's ``synchronous_commit`` is switched on for our sessions; that
-MariaDB's ``innodb_flush_log_at_trx_commit`` is 1 is the operator's.
+MariaDB's ``innodb_flush_log_at_trx_commit`` is 1 is the operator's, and a
+warning if it is not.
 
 Passing failures are repeated here, :mod:`lazyblob.catalog.passing` says
 which; everything else that the network or the server did is
@@ -40,6 +41,7 @@ which; everything else that the network or the server did is
 Threads: one engine serves them all. A fork gets connections of its own.
 """
 
+import functools
 import logging
 import os
 import pathlib
@@ -142,6 +144,20 @@ def _prepare_mysql(connection: Any, _record: Any) -> None:
         )
         if 'mariadb' in connection.get_server_info().lower():
             cursor.execute('SET SESSION wsrep_sync_wait=7')
+        cursor.execute('SELECT @@innodb_flush_log_at_trx_commit')
+        (flushes,) = cursor.fetchone()
+    if int(flushes) != 1:
+        _warn_once(
+            'The catalog\'s server has innodb_flush_log_at_trx_commit=%s: '
+            'versions that were published may be gone after a loss of '
+            'power; set it to 1',
+            flushes,
+        )
+
+
+@functools.cache
+def _warn_once(message: str, *arguments: Any) -> None:
+    LOG.warning(message, *arguments)
 
 
 def _prepare_postgresql(connection: Any, _record: Any) -> None:

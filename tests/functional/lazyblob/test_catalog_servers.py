@@ -77,6 +77,20 @@ def test_transactions_see_what_is_committed(url, server):
     assert found in [(20, 7), ('20s', 'on')]
 
 
+def test_a_server_that_forgets_at_power_loss_is_told_of(mariadb, expect_logs):
+    url = mariadb.create('forgetful')
+    setting = 'SET GLOBAL innodb_flush_log_at_trx_commit='
+    mariadb.execute(f'{setting}2')
+    try:
+        with expect_logs('innodb_flush_log_at_trx_commit=2', count=1):
+            for _ in range(2):
+                bind = engine.create(url)
+                bind.connect().close()
+                bind.dispose()
+    finally:
+        mariadb.execute(f'{setting}1')
+
+
 def test_a_session_that_ends_while_publish_waits_forbids_it(
     url, server, open_catalog
 ):
