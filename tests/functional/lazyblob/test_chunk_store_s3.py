@@ -11,11 +11,18 @@
 # under the License.
 """The contract of chunk stores, on a real object gateway."""
 
+import itertools
+import random
+
 import gateway as gateways
 import pytest
 
+from lazyblob import exceptions
+from lazyblob import repository
 from lazyblob.chunk_store import conformance
 from lazyblob.chunk_store import objects
+
+CHUNK = 4096
 
 
 @pytest.fixture(scope='module')
@@ -48,3 +55,105 @@ def test_what_is_there_is_not_sent_over_it(site):
     before = obstore.head(site._raw, key)['last_modified']
     site.open().put(*conformance.an_object())
     assert obstore.head(site._raw, key)['last_modified'] == before
+
+
+class TestRepository:
+    """What a repository promises, with its chunks in a bucket."""
+
+    CONTENT = random.Random(7).randbytes(20 * CHUNK)
+
+    @pytest.fixture
+    def connect(self, site, proxy, tmp_path):
+        """A function that opens the repository, through the proxy or not."""
+        url = f's3://{gateways.BUCKET}/{site.prefix}'
+        catalog = f'sqlite:///{tmp_path}/catalog.sqlite'
+        opened = []
+
+        def connect(**more):
+            settings = {'s3': site.gateway.settings(**more)}
+            opened.append(
+                repository.connect(url, catalog, store_settings=settings)
+            )
+            return opened[-1]
+
+        settings = {'s3': site.gateway.settings()}
+        opened.append(
+            repository.initialise(url, catalog, store_settings=settings)
+        )
+        yield connect
+        for each in opened:
+            each.close()
+
+    def test_an_image_is_kept_cloned_and_verified(self, connect):
+        repo = connect()
+        made = repo.create(
+            [self.CONTENT], blob_id='image', chunk_size_bytes=CHUNK
+        )
+        repo.clone('image', blob_id='clone')
+        other = connect()
+        for name in ('image', 'clone'):
+            assert b''.join(other.open(name).stream()) == self.CONTENT
+            assert other.verify(name).is_sound
+        # 20 chunks, a node and the descriptor.
+        assert len(list(other.store.list())) == 22
+        again = connect().create(
+            [self.CONTENT], blob_id='again', chunk_size_bytes=CHUNK
+        )
+        assert again.root == made.root
+        assert len(list(other.store.list())) == 22
+
+    @pytest.mark.parametrize('fault', ['500', 'lost'])
+    def test_an_upload_that_meets_a_fault_is_whole_or_was_not(
+        self, connect, proxy, fault
+    ):
+        """Whichever request it meets: no version with a hole in it."""
+        refused = 0
+        for nth in itertools.count(1):
+            proxy.follow(lambda number, nth=nth: fault * (number == nth))
+            repo = connect(endpoint=proxy.endpoint, retry_seconds=0)
+            name = f'image{nth}'
+            # Another than before: else there were nothing to put.
+            data = bytes([nth]) * CHUNK
+            is_over = False
+            try:
+                repo.create([data], blob_id=name, chunk_size_bytes=CHUNK)
+                is_over = not proxy.faults
+            except exceptions.StoreError:
+                refused += 1
+                with pytest.raises(exceptions.NotFound):
+                    connect().open(name)
+                proxy.follow(lambda number: '')
+                repo.create([data], blob_id=name, chunk_size_bytes=CHUNK)
+            found = connect()
+            assert found.verify(name).is_sound, nth
+            assert b''.join(found.open(name).stream()) == data, nth
+            if is_over:
+                break
+        assert refused > 5, 'too few faults: this proves nothing'
+
+    @pytest.mark.expect_logs('Repeating what failed')
+    def test_a_gateway_that_fails_every_third_request_is_waited_out(
+        self, connect, proxy
+    ):
+        faults = itertools.cycle(('503', 'cut', 'lost', 'truncated'))
+        proxy.follow(lambda number: next(faults) if number % 3 == 0 else '')
+        repo = connect(endpoint=proxy.endpoint)
+        repo.create([self.CONTENT], blob_id='image', chunk_size_bytes=CHUNK)
+        assert repo.verify('image').is_sound
+        assert b''.join(repo.open('image').stream()) == self.CONTENT
+        assert proxy.faults > 20
+
+    def test_a_wrong_byte_anywhere_is_found(self, connect, site):
+        repo = connect()
+        version = repo.create(
+            [self.CONTENT[: 2 * CHUNK]], blob_id='i', chunk_size_bytes=CHUNK
+        )
+        for name, _size in list(repo.store.list()):
+            whole = repo.store.get(name, conformance.LIMIT)
+            site.flip(name)
+            try:
+                assert not connect().verify('i').is_sound
+            except exceptions.ChunkCorrupt as exc:
+                assert name.hex() in str(exc)
+            repo.store.replace(name, whole)
+        assert connect().verify('i', version.number).is_sound
