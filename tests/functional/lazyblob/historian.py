@@ -30,7 +30,7 @@ from lazyblob import repository
 CHUNK = 4096
 CHUNKS = 12
 # On a busy machine, too, a run is to prove something.
-STEPS_MIN = 60
+STEPS_MIN = 45
 #: What others may have done meanwhile.
 PASSED_BY = (exceptions.NotFound, exceptions.Conflict, exceptions.Forbidden)
 
