@@ -32,6 +32,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         '--force', action='store_true', help='replace FILE if it is there'
     )
+    console.add_format(parser)
     console.teach(
         parser,
         'lazyimage export debian@1 first.raw',
@@ -55,3 +56,14 @@ def run(arguments: argparse.Namespace) -> None:
         return
     with console.Progress('exporting', version.size_bytes) as progress:
         repo.export(blob.id, version.number, arguments.file, progress)
+    if arguments.output_format == 'json':
+        # People see the file.
+        console.show_fields(
+            arguments,
+            {
+                'id': blob.id,
+                'version': version.number,
+                'size_bytes': version.size_bytes,
+                'file': arguments.file,
+            },
+        )

@@ -176,7 +176,7 @@ class MariaDB(Server):
             f'--socket={self.socket}',
             '--skip-networking',
             '--innodb-flush-log-at-trx-commit=1',
-            '--innodb-buffer-pool-size=64M',
+            '--innodb-buffer-pool-size=192M',
         ]
 
     def url(self, database: str, socket: pathlib.Path | None = None) -> str:
@@ -215,7 +215,7 @@ class PostgreSQL(Server):
             '-c',
             'listen_addresses=',
             '-c',
-            'shared_buffers=64MB',
+            'shared_buffers=192MB',
         ]
 
     def end(self, with_signal: int) -> None:

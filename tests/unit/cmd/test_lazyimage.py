@@ -70,6 +70,8 @@ def test_an_image_goes_in_and_comes_out(made, tmp_path):
     out = tmp_path / 'out.raw'
     assert made('export', 'debian', out) == (0, '', '')
     assert out.read_bytes() == DATA
+    told = answer(made('export', 'debian', out, '--force', '--json'))
+    assert (told['version'], told['size_bytes']) == (1, len(DATA))
 
 
 def test_what_is_stored_is_listed(made):
