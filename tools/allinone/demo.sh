@@ -36,6 +36,9 @@ plan() {
     elif [ ! -d "$cache/instances/demo" ]; then
         cost='about 1 GB of disk'
     fi
+    local beside=''
+    [ "$engine" = file ] || beside='
+     Chunks go to a one-node Ceph with its object gateway.'
     cat <<END
 This is what happens now, on this machine but without touching it:
 
@@ -43,7 +46,7 @@ This is what happens now, on this machine but without touching it:
      (reused if it is there already).
   2. In private mount, pid, network, uts and ipc namespaces it starts
      MariaDB, RabbitMQ, libvirt, Keystone, Placement, Glance, Nova, and
-     lazyimage's conductor and agent, each under its own user.
+     lazyimage's conductor and agent, each under its own user.$beside
   3. An image of 2 GB virtual size is uploaded, a server boots from it, the
      guest writes, the running server becomes an image, and a second server
      from that image proves that it carries the first one's writes.

@@ -324,6 +324,19 @@ class TestSync:
         third.sync([NAME])
         assert synced == 3 * site.holders(NAME)
 
+    def test_where_a_put_finds_it_is_synced(self, site, synced):
+        """Not at its place: that is on a disk that was added."""
+        objects = put_many(site, 60)
+        site.names.append('d')
+        site.open().initialise()
+        synced.clear()
+        for name, data in objects.items():
+            store = site.open()
+            store.put(name, data)
+            store.sync([name])
+            assert synced == site.holders(name)
+            synced.clear()
+
     def test_one_that_failed_is_synced_again(self, site, monkeypatch):
         store = site.open()
         store.put(NAME, DATA)

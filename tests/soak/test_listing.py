@@ -1,0 +1,74 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+"""A million objects are listed in bounded memory, each once.
+
+``LAZYIMAGE_SOAK_KEYS`` says how many there are; a hundredth of it on the
+object gateway, whose puts take longer.
+"""
+
+import os
+import resource
+import time
+
+import pytest
+
+from lazyblob.chunk_store import file
+from lazyblob.chunk_store import objects
+from tests.functional.lazyblob import conftest as servers
+
+KEYS = int(os.environ.get('LAZYIMAGE_SOAK_KEYS', '1000000'))
+MEMORY_BYTES_MAX = 64 << 20
+
+
+def name_of(number):
+    return number.to_bytes(2, 'big')[::-1] + number.to_bytes(30, 'big')
+
+
+def list_all(store, count):
+    """Counts and sums what is listed; its seconds and memory."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.monotonic()
+    found = total = 0
+    for name, _size in store.list():
+        found += 1
+        total += int.from_bytes(name[2:], 'big')
+    seconds = time.monotonic() - begin
+    more = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    print(
+        f'{found} objects of {store.url} listed in {seconds:.1f} s, '
+        f'{found / seconds:.0f}/s, {more / 2**20:.0f} MiB more memory'
+    )
+    assert (found, total) == (count, count * (count - 1) // 2)
+    assert more < MEMORY_BYTES_MAX
+
+
+@pytest.mark.soak
+def test_a_million_files_are_listed(tmp_path):
+    store = file.FileStore((tmp_path / 'chunks').as_uri())
+    store.initialise()
+    for number in range(KEYS):
+        path = tmp_path / 'chunks' / objects.key(name_of(number))
+        path.write_bytes(b'')
+    list_all(store, KEYS)
+
+
+@pytest.mark.soak
+def test_a_bucket_of_many_keys_is_listed(tmp_path):
+    # Loaded by its name, as the tests beside it do.
+    assert servers.HERE.is_dir()
+    import gateway
+
+    with gateway.Gateway(tmp_path) as found:
+        site = gateway.S3Site(found, None)
+        count = KEYS // 100
+        site.fill({name_of(number): b'x' for number in range(count)})
+        list_all(site.open(), count)
