@@ -30,7 +30,8 @@ MEMORY_BYTES_MAX = 64 << 20
 
 
 def name_of(number):
-    return number.to_bytes(2, 'big')[::-1] + number.to_bytes(30, 'big')
+    # The first byte is the folder: spread over all of them.
+    return bytes([number % 256, 0]) + number.to_bytes(30, 'big')
 
 
 def list_all(store, count):
