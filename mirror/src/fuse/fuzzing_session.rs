@@ -274,7 +274,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
         let changes = [5, 3, 0, 0, 6, 0, 0, 8, 5, 2, 0, 6, 9, 0, 0, 7];
         seeds.push([&[how, 0, 0, count][..], &life, &changes].concat());
     }
-    // Found by the fuzzer: a request whose name is 0.
+    // Found by the fuzzer: a request whose name is 0, and the last node id of all.
     seeds.push(vec![0, 15, 249, 1, 0, 0, 0, 39, 1, 15, 0, 4]);
+    seeds.push(vec![
+        0, 0, 1, 2, 2, 0, 0, 9, 15, 0, 11, 0, 0, 0, 1, 2, 2, 0, 0, 0, 1, 2, 232,
+    ]);
     seeds
 }

@@ -68,12 +68,12 @@ impl Nodes {
         }
     }
 
-    /// The next node id, at least `first`.
+    /// The next node id, at least `first`; `None`: none is left.
     #[must_use]
-    pub fn next_id(&self, first: u64) -> u64 {
+    pub fn next_id(&self, first: u64) -> Option<u64> {
         let id = self.header.get(WORD_NEXT_NODE).max(first);
-        self.header.set(WORD_NEXT_NODE, id + 1);
-        id
+        self.header.set(WORD_NEXT_NODE, id.checked_add(1)?);
+        Some(id)
     }
 
     /// Keeps a disk; answers its record, `None` if there is no room.
@@ -202,8 +202,9 @@ mod tests {
     #[test]
     fn a_successor_never_gives_an_id_out_again() {
         let (memory, _) = Memory::create(SMALL).expect("room");
-        assert_eq!(Nodes::of(&memory).next_id(16), 16);
-        assert_eq!(Nodes::of(&memory).next_id(16), 17);
+        assert_eq!(Nodes::of(&memory).next_id(16), Some(16));
+        assert_eq!(Nodes::of(&memory).next_id(16), Some(17));
+        assert_eq!(Nodes::of(&memory).next_id(u64::MAX), None);
     }
 
     #[test]

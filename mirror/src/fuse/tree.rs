@@ -114,11 +114,12 @@ impl Disks {
         let known = if let Some(known) = found {
             known.clone()
         } else {
+            let next = || self.kept.next_id(FIRST_ID).ok_or(libc::ENOSPC);
             let directory = self.directory_id(&instance);
             let mut known = Known {
                 record: 0,
-                directory: directory.unwrap_or_else(|| self.kept.next_id(FIRST_ID)),
-                id: self.kept.next_id(FIRST_ID),
+                directory: directory.map_or_else(next, Ok)?,
+                id: next()?,
                 instance: instance.clone(),
                 name: name.clone(),
                 size_bytes: disk.size_bytes(),
