@@ -79,7 +79,13 @@ class Engine:
             not at all
         """
     def mount(self, path: str) -> None:
-        """Mount the FUSE door and serve it (CAP_SYS_ADMIN, or fusermount3)."""
+        """Mount the FUSE door and serve it (CAP_SYS_ADMIN, or fusermount3).
+
+        A mount of ours there whose server is dead is taken away first.
+
+        :raises OSError: EBUSY: another process serves it; TimeoutError: it
+            waits for whoever keeps its descriptor
+        """
     def unmount(self) -> None:
         """Take the mount away; what is under way in it fails in its caller."""
     def session_descriptors(self) -> tuple[int, int]:
@@ -122,9 +128,10 @@ class Engine:
     def hand_over(self) -> None:
         """Stop for a successor: the mount and what waits in it stay.
 
-        Takes no more requests, finishes those that are not parked, flushes
-        every mirror and lets go of its files. Neither this engine's end nor
-        ``unmount`` touches the mount afterwards. Live maps stay.
+        Flushes every mirror; then guests wait: takes no more requests,
+        finishes those that are not parked, lets go of the files. Neither this
+        engine's end nor ``unmount`` touches the mount afterwards. Live maps
+        stay. A flush that failed raises when all of that is done.
         """
     def attach(
         self,
@@ -176,6 +183,8 @@ class Engine:
         """
     def requests(self) -> int:
         """What guests have asked for so far; cheap."""
+    def close_events(self) -> None:
+        """``next_event`` never waits again; what is queued is still told."""
     def statistics(self) -> dict[str, Any]: ...
     def latencies(self) -> list[Latencies]:
         """Of all mirrors, those that are gone included."""
@@ -196,10 +205,7 @@ class Mirror:
     def flush(self) -> None: ...
     @property
     def is_open(self) -> bool:
-        """Whether a file of it was opened, and not closed, through FUSE.
-
-        Of what was opened before a take-over it knows nothing.
-        """
+        """Whether a file of it was opened, and not closed, through FUSE."""
     def reserve(self, size_bytes: int) -> None:
         """Make its files large enough, durably; the guest sees nothing."""
     def grow(self, size_bytes: int) -> None:

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The engine's one public error: a small kind to match on, a context for people, a cause below.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::fence;
 
 /// What the engine answers with.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -19,6 +22,16 @@ pub enum Error {
         path: PathBuf,
         /// The system's own words.
         source: io::Error,
+    },
+    /// Another process has the file; Python sees `OSError` EBUSY.
+    #[error("could not lock \"{}\": {holder} has it; {remedy}", path.display())]
+    Locked {
+        /// The file.
+        path: PathBuf,
+        /// Whoever has it.
+        holder: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// An argument or a file's content makes no sense; Python sees `ValueError`.
     #[error("{0}")]
@@ -47,11 +60,24 @@ impl Error {
         Self::io(operation, path, io::Error::from_raw_os_error(errno))
     }
 
+    pub(crate) fn locked(path: &Path, file: &File, remedy: &'static str) -> Self {
+        let holder = match fence::holder(file) {
+            holder if holder.is_empty() => "another process".to_owned(),
+            holder => holder,
+        };
+        Self::Locked {
+            path: path.to_owned(),
+            holder,
+            remedy,
+        }
+    }
+
     /// The errno that says it best.
     #[must_use]
     pub fn raw_os_error(&self) -> i32 {
         match self {
             Self::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+            Self::Locked { .. } => libc::EBUSY,
             Self::Invalid(_) => libc::EINVAL,
             Self::Corrupt(_) => libc::EIO,
             Self::AlreadySealed => libc::EAGAIN,

@@ -65,6 +65,7 @@ pub struct Events {
 struct Inner {
     waiting: VecDeque<Event>,
     dropped: u64,
+    closed: bool,
 }
 
 impl Events {
@@ -83,6 +84,13 @@ impl Events {
         self.arrived.notify_one();
     }
 
+    /// Nobody waits any more, now or later; what is queued is still told.
+    pub fn close(&self) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.closed = true;
+        self.arrived.notify_all();
+    }
+
     /// The oldest event, waiting for one at most `timeout`.
     pub fn next(&self, timeout: Duration) -> Option<Event> {
         let deadline = Instant::now() + timeout;
@@ -92,7 +100,7 @@ impl Events {
                 return Some(event);
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || inner.closed {
                 return None;
             }
             inner = self

@@ -94,6 +94,17 @@ impl Flusher {
         }));
     }
 
+    /// Waits until no round is under way.
+    pub fn wait_for_round(&self) {
+        let mut state = lock(&self.state);
+        while state.running {
+            state = self
+                .ended
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// The last flush of an orderly stop, with the pages where only dirty bits changed.
     pub fn last_round(&self, mirror: &Mirror) -> Result<(), Errno> {
         let mut state = lock(&self.state);

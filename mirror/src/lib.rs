@@ -19,6 +19,7 @@ pub mod error;
 pub mod event;
 #[doc(hidden)]
 pub mod faults;
+mod fence;
 mod flight;
 mod flush;
 pub mod fuse;

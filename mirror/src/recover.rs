@@ -25,6 +25,7 @@ use crate::engine::AttachOptions;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::faults::{self, Call};
+use crate::fence;
 use crate::live::{Bits, Identity, LiveMap};
 use crate::pages::Pages;
 use crate::sys::file::{self, Create};
@@ -73,11 +74,11 @@ fn fence(
                     .text("instance", &options.instance)
                     .text("disk", &options.disk)
                     .text("path", path.to_string_lossy())
-                    .text("holder", holder(file)),
+                    .text("holder", fence::holder(file)),
             );
         }
         if waited > FENCE_PATIENCE && !survivor {
-            return Err(Error::errno("fence", path, libc::EBUSY));
+            return Err(Error::locked(path, file, "stop that process"));
         }
         crate::sync::thread::sleep(if waited < FENCE_PAUSE * 5 {
             FENCE_PAUSE_SHORT
@@ -86,22 +87,6 @@ fn fence(
         });
     }
     Ok(())
-}
-
-/// Who holds a file's lock, as `/proc/locks` tells it.
-pub fn holder(file: &File) -> String {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(meta) = file.metadata() else {
-        return String::new();
-    };
-    let inode = format!(":{} ", meta.ino());
-    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-    locks
-        .lines()
-        .find(|line| line.contains(&inode))
-        .and_then(|line| line.split_whitespace().nth(4))
-        .map(|pid| format!("pid {pid}"))
-        .unwrap_or_default()
 }
 
 /// Opens, fences and recovers; or makes the files, and takes them away if that fails.

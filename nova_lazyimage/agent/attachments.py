@@ -172,6 +172,18 @@ class Attachments:
         self.table.put(live)
         return live
 
+    def free(self, record: journal.Record) -> None:
+        """What was coming or going goes; its blob is the reconciler's."""
+        if record.state is journal.State.ATTACHING:
+            LOG.info(
+                'Undoing the unfinished attach of disk %s of server %s',
+                record.disk,
+                record.instance,
+            )
+        record.state = journal.State.RELEASING
+        self._journal.save(record)
+        self.files.remove(record.attach_id)
+
     def export(
         self, record: journal.Record, manifest: Any, *, create: bool
     ) -> Any:

@@ -58,6 +58,7 @@ class Events:
         """Listen no more, once the queue was drained."""
         self._stopping.set()
         self.settled.set()
+        self._engine.close_events()
         self._thread.join(2 * WAIT_SECONDS)
         while self._thread.is_alive() is False:
             event = self._engine.next_event(0.0)

@@ -24,11 +24,19 @@ the agent says               the keeper
 ``BARRIER=1``                closes the pipe that came with it: all that was
                              said before is done
 ``READY=1``, ``STOPPING=1``  knows how far the agent is
+``X_LAZYIMAGE=waits``        the holder only: tells the predecessor to hand
+                             over (SIGHUP)
 ============================ ==============================================
 
 At each start the keeper hands over what it keeps: descriptors from 3 on,
 ``LISTEN_FDS`` many for the process ``LISTEN_PID``, named by
 ``LISTEN_FDNAMES``. It keeps its own copies.
+
+An upgrade under the holder starts the new agent **beside** the old one, told
+so by ``LAZYIMAGE_BESIDE`` with the holder's pid, so that guests wait neither
+for its start nor, should it fail to, at all. It reads its configuration,
+loads, says that it waits, and touches nothing of its predecessor's before it
+has the lock of the state directory; until then it ends with the holder.
 
 ``FDPOLL=0`` asks the service manager not to drop a session that was aborted:
 its successor is to learn of it and to say so. A manager that does not know it
@@ -54,6 +62,8 @@ from collections.abc import Sequence
 LOG = logging.getLogger(__name__)
 
 FIRST_DESCRIPTOR = 3
+BESIDE = 'LAZYIMAGE_BESIDE'
+WAITS = 'X_LAZYIMAGE=waits'
 # A busy service manager takes its time; nothing is served meanwhile.
 BARRIER_SECONDS_MAX = 15.0
 
@@ -113,17 +123,48 @@ def take_descriptors() -> dict[str, int]:
     return taken
 
 
+def take_beside() -> int:
+    """The holder that started this process beside its predecessor; once.
+
+    :returns: its pid; 0: there is no predecessor any more
+    """
+    pid = os.environ.pop(BESIDE, '')
+    return int(pid) if pid.isascii() and pid.isdigit() else 0
+
+
+class Abandoned(Exception):
+    """The holder of an agent that still waits for its predecessor is dead."""
+
+
 class Keeper:
     """Whoever keeps this agent's descriptors; perhaps nobody.
 
     :param descriptors: what :func:`take_descriptors` found
+    :param beside: what :func:`take_beside` found
     :ivar keeps: whether what it was given outlives this process, as far as
         it said
     """
 
-    def __init__(self, descriptors: dict[str, int]) -> None:
+    def __init__(self, descriptors: dict[str, int], beside: int = 0) -> None:
         self.descriptors = descriptors
         self.keeps = bool(descriptors)
+        self._beside = beside
+
+    @property
+    def beside_predecessor(self) -> bool:
+        """Whether the agent was started while another one serves."""
+        return self._beside != 0
+
+    def check(self) -> None:
+        """While waiting for the predecessor.
+
+        :raises Abandoned: whoever would keep this agent is gone
+        """
+        if self._beside and os.getppid() != self._beside:
+            raise Abandoned(
+                'the holder that started this agent beside another one is '
+                'dead; the other one serves on'
+            )
 
     def give(self, descriptors: dict[str, int]) -> bool:
         """Have descriptors kept, in the place of all others of their names.

@@ -25,8 +25,6 @@ attach settles the server's tombstone first, so that an old one cannot take a
 new disk along.
 """
 
-import os
-import re
 import stat
 import threading
 import time
@@ -49,9 +47,6 @@ LOG = logging.getLogger(__name__)
 PERIOD_SECONDS = 10.0
 IMAGE_PERIOD_SECONDS = 600.0
 IMAGE_SECONDS_MAX = 7 * 24 * 3600.0
-UUID = re.compile(
-    r'[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}'
-)
 
 
 class Releases:
@@ -151,14 +146,6 @@ class Releases:
 
     # Tombstones
 
-    def tombstoned(self) -> list[str]:
-        """The servers that were deleted while this agent was away."""
-        try:
-            names = os.listdir(self._folders.released)
-        except FileNotFoundError:
-            return []
-        return sorted(name for name in names if UUID.fullmatch(name))
-
     def settle(self, instance: str) -> None:
         """Do what a server's tombstone says, and remove it."""
         path = self._folders.released / instance
@@ -192,7 +179,7 @@ class Releases:
 
     def reconcile(self) -> None:
         """Tombstones, half-done attaches and releases, forgotten images."""
-        for instance in self.tombstoned():
+        for instance in self._folders.tombstoned():
             self.settle(instance)
         for record in self._attached.records():
             if record.state is journal.State.RELEASING:
@@ -218,18 +205,6 @@ class Releases:
             waits = blob and blob.state is api.State.PROVISIONAL
             if not waits or age_seconds > IMAGE_SECONDS_MAX:
                 self._journal.forget_image(image.image_id)
-
-    def free(self, record: journal.Record) -> None:
-        """At the start: what was coming or going goes, before serving."""
-        if record.state is journal.State.ATTACHING:
-            LOG.info(
-                'Undoing the unfinished attach of disk %s of server %s',
-                record.disk,
-                record.instance,
-            )
-        record.state = journal.State.RELEASING
-        self._journal.save(record)
-        self._attached.files.remove(record.attach_id)
 
     def _finish(self, record: journal.Record) -> None:
         """Delete files and blob; what fails is tried again later."""

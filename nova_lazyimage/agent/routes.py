@@ -93,7 +93,7 @@ class Routes:
             'state_directory': str(agent.folders.state),
             'repository': agent.repository_uuid(),
             'chunk_store': agent.chunk_store,
-            'store_away': agent.fetcher.alarm.raised,
+            'store_away': agent.network.fetcher.alarm.raised,
             'checks': agent.findings,
             'mirrors': len(mirrors),
             'broken': sum(m['state'] == 'broken' for m in mirrors),
@@ -112,7 +112,7 @@ class Routes:
 
     def metrics(self, request: api.Request) -> api.Answer:
         """Prometheus."""
-        return 200, self._agent.metrics.render()
+        return 200, self._agent.network.metrics.render()
 
     def list(self, request: api.Request) -> api.Answer:
         """Every mirror."""
@@ -132,20 +132,22 @@ class Routes:
             request.body, request.peer.uid, request.peer.gid
         )
         # A tombstone of this server is older than this request.
-        self._agent.releases.settle(key[0])
+        self._agent.network.releases.settle(key[0])
         live, new = self._agent.attachments.attach(key, wanted)
         return (201 if new else 200), self._agent.attachments.describe(live)
 
     def release(self, request: api.Request) -> api.Answer:
         """Give up a mirror."""
         key = api.mirror_key(request)
-        self._agent.releases.release(key, keep_blob=request.flag('keep_blob'))
+        self._agent.network.releases.release(
+            key, keep_blob=request.flag('keep_blob')
+        )
         return 200, {}
 
     def release_all(self, request: api.Request) -> api.Answer:
         """Give up a server's mirrors."""
         instance = arguments.match(arguments.UUID, 'instance', request.ids[0])
-        self._agent.releases.release_instance(
+        self._agent.network.releases.release_instance(
             instance, keep_blob=request.flag('keep_blob')
         )
         return 200, {}
@@ -171,7 +173,7 @@ class Routes:
         version = arguments.number(
             'version', request.body.get('version'), 1, 1 << 31
         )
-        live = self._agent.reverts.revert(key, version)
+        live = self._agent.network.reverts.revert(key, version)
         return 200, self._agent.attachments.describe(live)
 
     def sync(self, request: api.Request) -> api.Answer:
@@ -208,7 +210,7 @@ class Routes:
         key = api.mirror_key(request)
         wanted = arguments.commit(request.body)
         live = self._agent.attachments.table.need(key)
-        state, new = self._agent.commits.start(live, **wanted)
+        state, new = self._agent.network.commits.start(live, **wanted)
         return (201 if new else 200), state
 
     def commit_state(self, request: api.Request) -> api.Answer:
@@ -218,7 +220,7 @@ class Routes:
             arguments.UUID, 'commit_id', request.ids[2]
         )
         live = self._agent.attachments.table.need(key)
-        return 200, self._agent.commits.state(live, commit_id)
+        return 200, self._agent.network.commits.state(live, commit_id)
 
     def end_misses(self, request: api.Request) -> api.Answer:
         """Contract 40: a dying QEMU must not wait for the store."""
@@ -233,7 +235,7 @@ class Routes:
     def drop_image(self, request: api.Request) -> api.Answer:
         """A snapshot failed after its COMMIT."""
         image_id = arguments.match(arguments.UUID, 'image_id', request.ids[0])
-        self._agent.releases.drop_image(image_id)
+        self._agent.network.releases.drop_image(image_id)
         return 200, {}
 
     def _mirror(self, request: api.Request) -> Any:

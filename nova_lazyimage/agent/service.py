@@ -12,48 +12,47 @@
 """The agent: its parts, the order in which they start and stop.
 
 Start: the state's lock; the predecessor's session with every disk of the
-journal, or a new mount (session.py); the agent's own user for good; the disks
-of a new mount; readiness. None of it asks conductor, store or Keystone: a host
-that boots while they are away serves its disks.
+journal, or a new mount (session.py); what speaks to others (network.py); the
+agent's own user for good; the disks of a new mount; readiness. None of it asks
+conductor, store or Keystone: a host that boots while they are away serves its
+disks. Until the session is resumed guests wait, so what that does not need is
+not even imported before it: this module imports little, and network.py later.
 
-Stop for a successor: end COMMITs, take no more requests, flush every mirror,
-and leave; guests wait. Stop for good: the same, then the mount goes, and what
-is still parked ends with the process.
+One that is started beside its predecessor (keeper.py) loads all of it, says
+that it waits, and begins when the state's lock is free.
+
+Stop for a successor: end COMMITs, flush every mirror while it is served, take
+no more requests, and leave; guests wait. Stop for good: take no more requests,
+flush, then the mount goes, and what is still parked ends with the process.
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oslo_log import log as logging
 
 from lazyblob import exceptions
-from nova_lazyimage.agent import api
 from nova_lazyimage.agent import attachments
 from nova_lazyimage.agent import checks
-from nova_lazyimage.agent import commits
 from nova_lazyimage.agent import events
-from nova_lazyimage.agent import fetcher
 from nova_lazyimage.agent import host
 from nova_lazyimage.agent import journal
 from nova_lazyimage.agent import keeper
-from nova_lazyimage.agent import metrics
 from nova_lazyimage.agent import mirrors
-from nova_lazyimage.agent import releases
 from nova_lazyimage.agent import repositories
-from nova_lazyimage.agent import reverts
-from nova_lazyimage.agent import routes
 from nova_lazyimage.agent import session
 from nova_lazyimage.agent import state
-from nova_lazyimage.agent import upload
+
+if TYPE_CHECKING:
+    from nova_lazyimage.agent import network
 
 LOG = logging.getLogger(__name__)
-
-COMMITS_STOP_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +124,7 @@ class Agent:
         self._user = host.User(settings.user)
         self._gid = host.group_id(settings.socket_group)
         self._lock = state.Lock(self.folders)
-        self._repository = repositories.Connection(
+        self.repository = repositories.Connection(
             settings.chunk_store,
             settings.catalog,
             settings.transport_url,
@@ -133,14 +132,13 @@ class Agent:
             connect,
             settings.store_settings,
         )
-        self.chunk_store = self._repository.shown
-        self.metrics = metrics.Metrics()
+        self.chunk_store = self.repository.shown
         self.engine: Any = None
-        self._threads: list[threading.Thread] = []
+        self.network: network.Network
 
     def repository_uuid(self) -> str:
         """'' until the catalog answered for the first time."""
-        return self._repository.uuid
+        return self.repository.uuid
 
     # Start
 
@@ -151,34 +149,46 @@ class Agent:
         :raises InvalidConfiguration: an option cannot work
         """
         host.prepare(self.folders, self._user, self._gid)
-        with self._user.in_effect():
-            self._lock.acquire()
-            self.folders.sweep()
         self._check()
+        patience_seconds = state.LOCK_PATIENCE_SECONDS
+        if self._keeper.beside_predecessor:
+            self._load()
+            keeper.notify(keeper.WAITS)
+            patience_seconds = math.inf
+        with self._user.in_effect():
+            self._lock.acquire(patience_seconds, self._keeper.check)
+            self.folders.sweep()
         host.become_io_flusher()
         book = journal.Journal(self.folders)
         with self._user.in_effect():
             self.engine = self._open_engine(book)
-        self._assemble(book)
+        files = mirrors.Files(self.folders)
+        self.attachments = attachments.Attachments(
+            book, files, self.engine, self.repository
+        )
+        self.events = events.Events(self.engine, self.attachments)
+        self.session = session.Session(self.engine, self._keeper, self.folders)
         self.attachments.load()
         # From now on: a disk that waits for its fence says so.
         self.events.start()
         resumed = self.session.resume(self._restore_all)
         if not resumed:
             self.session.mount()
-        server = api.Server(
-            self._settings.socket, routes.Routes(self).table(), self._gid
-        )
+        # Guests are served again: now there is time for the rest.
+        self._load()
+        from nova_lazyimage.agent import network
+
+        self.network = network.Network(self, self._settings, book)
+        self.network.bind(self._gid)
         if self._user.changes:
             os.chown(self._settings.socket, self._user.uid, -1)
-        self._server = server
-        self._load_repository()
         self._user.become()
         self.events.settled.set()
-        self._server.start()
+        self.network.listen()
         if not resumed:
             self._restore_all()
-        self._serve(book)
+        self.findings += book.damaged
+        self.network.start()
         self.ready.set()
         LOG.info(
             'Ready: %d disks below %s',
@@ -187,6 +197,12 @@ class Agent:
         )
         keeper.notify(f'READY=1\nMAINPID={self.pid}')
 
+    def _load(self) -> None:
+        """What no disk needs; as whoever starts us may read it."""
+        from nova_lazyimage.agent import network  # noqa: F401
+
+        self._load_repository()
+
     def _load_repository(self) -> None:
         """Its modules, as whoever starts us may read them; asks nobody.
 
@@ -194,7 +210,7 @@ class Agent:
         the disks that are attached.
         """
         try:
-            self._repository()
+            self.repository()
         except exceptions.LazyBlobError as exc:
             LOG.error('No disk can be attached: %s', exc)
 
@@ -226,113 +242,31 @@ class Agent:
             **more,
         )
 
-    def _assemble(self, book: journal.Journal) -> None:
-        settings = self._settings
-        files = mirrors.Files(self.folders)
-        self.attachments = attachments.Attachments(
-            book, files, self.engine, self._repository
-        )
-        self.commits = commits.Commits(
-            book,
-            files,
-            self._repository,
-            settings.host,
-            upload.Uploader(
-                settings.upload_threads,
-                settings.upload_bytes_per_second,
-                upload.Share(
-                    settings.upload_share_percent, self.engine.requests
-                ),
-            ),
-        )
-        self.releases = releases.Releases(
-            self.attachments,
-            self.commits,
-            book,
-            self.engine,
-            self._repository,
-            self.folders,
-        )
-        self.reverts = reverts.Reverts(
-            self.attachments, book, self.engine, self._repository
-        )
-        self.fetcher = fetcher.Fetcher(
-            self.engine,
-            [fetcher.Tier('store', self._fetch_from_store)],
-            threads=settings.fetch_threads,
-            guest_threads=settings.guest_fetch_threads,
-            alarm_seconds=settings.store_alarm_seconds,
-            observe=self.metrics.observe_fetch,
-        )
-        self.events = events.Events(self.engine, self.attachments)
-        self.session = session.Session(self.engine, self._keeper, self.folders)
-
     def _restore_all(self) -> None:
         """Every disk of the journal, and none that was coming or going.
 
         :raises session.Lost: one of a resumed session lost its live map
         """
         with self._user.in_effect():
-            gone = set(self.releases.tombstoned())
+            gone = set(self.folders.tombstoned())
             for record in self.attachments.records():
                 attached = record.state is journal.State.ATTACHED
                 if attached and record.instance not in gone:
                     self.attachments.restore(record)
                 else:
-                    self.releases.free(record)
-
-    def _serve(self, book: journal.Journal) -> None:
-        """What asks the network, after every disk is served."""
-        self.fetcher.start()
-        for live in self.attachments.table.all():
-            self.commits.recover(live)
-        for instance in self.releases.tombstoned():
-            self.releases.settle(instance)
-        self.findings += book.damaged
-        self.metrics.watch(self._figures)
-        if self._settings.metrics_address:
-            self.metrics.serve(self._settings.metrics_address)
-        for target, name in (
-            (self.releases.run, 'reconcile'),
-            (self._repository.greet, 'greet'),
-        ):
-            thread = threading.Thread(
-                target=target, args=(self.stopping,), name=name, daemon=True
-            )
-            thread.start()
-            self._threads.append(thread)
-
-    def _fetch_from_store(self, digest: bytes, size_bytes: int) -> bytes:
-        found: bytes = self._repository().fetch(digest, size_bytes)
-        return found
-
-    def _figures(self) -> dict[str, Any]:
-        described = [
-            self.attachments.describe(live)
-            for live in self.attachments.table.all()
-        ]
-        return {
-            'engine': self.engine.statistics(),
-            'mirrors': described,
-            'failures': dict(self.fetcher.failures),
-            'fetched_bytes': self.fetcher.fetched_bytes,
-            'latencies': self.engine.latencies(),
-            'store_away_seconds': self.fetcher.alarm.seconds,
-            'commits': self.commits.counts,
-            'uploaded_bytes': self.commits.uploaded_bytes,
-            'releasing': sum(
-                record.state is journal.State.RELEASING
-                for record in self.attachments.records()
-            ),
-            'alarms': self.events.alarms,
-        }
+                    self.attachments.free(record)
 
     # Stop
 
     @property
     def may_hand_over(self) -> bool:
-        """Whether a successor finds the session, and somebody needs it."""
-        return self.session.kept and bool(self.attachments.table.all())
+        """Whether a successor finds the session."""
+        return self.session.kept
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether a disk is attached."""
+        return bool(self.attachments.table.all())
 
     def stop(self, *, for_good: bool) -> None:
         """End in order.
@@ -346,9 +280,7 @@ class Agent:
         keeper.notify('STOPPING=1')
         self.ready.clear()
         self.stopping.set()
-        self.releases.wake()
-        self._server.stop()
-        self.commits.stop(self.attachments.table.all(), COMMITS_STOP_SECONDS)
+        self.network.stop()
         try:
             if for_good:
                 self.engine.stop()
@@ -356,11 +288,12 @@ class Agent:
                 self.session.hand_over()
         except OSError as exc:
             LOG.error('A disk was not flushed at the stop: %s', exc)
-        self.fetcher.stop()
+        # The last words are journalled: so the lock comes after them.
         self.events.stop()
         if for_good:
             self.session.close()
         self._lock.release()
+        self.network.fetcher.stop()
         LOG.info(
             'Stopped %s within %.1f s',
             'for good' if for_good else 'for a successor',

@@ -27,8 +27,8 @@ kept; disks come and go; serving        requests wait; it resumes, attaches
 resumed, not all attached, not serving  as before: nothing was answered yet
 in a COMMIT                             as serving; the COMMIT has failed
                                         (contract 17)
-handing over                            as serving; COMMITs were ended, every
-                                        disk is flushed
+handing over                            as serving; COMMITs were ended, what
+                                        was written before is flushed
 ending for good, mounted                as serving: nothing is taken back yet
 ending for good, unmounted              the session ends, the next agent makes
                                         a new one
@@ -43,15 +43,14 @@ more where the disks belong; or if the live map of one of its disks is gone
 open get errors, which is better.
 
 Nothing here looks at the mount itself while nobody serves it: such a look
-would wait for ourselves. The table of mounts is read instead.
+would wait for ourselves. The table of mounts is read instead. Whether a mount
+that was left over is dead only a look can tell; the engine takes it with
+patience for some seconds, and a start that would wait is refused.
 
 Threads: the main thread's alone.
 """
 
-import contextlib
 import errno
-import os
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +68,6 @@ KIND = 'fuse.lazyimage'
 DEVICE = 'lazyimage-device'
 MEMORY = 'lazyimage-memory'
 NAMES = (DEVICE, MEMORY)
-ANSWER_SECONDS_MAX = 5.0
 
 
 class Lost(Exception):
@@ -167,8 +165,15 @@ class Session:
         :raises OSError: EBUSY: another process serves a mount there
         :raises InvalidConfiguration: a session there waits for another agent
         """
-        self._refuse_one_that_waits()
-        self._engine.mount(str(self._mount_root))
+        try:
+            self._engine.mount(str(self._mount_root))
+        except TimeoutError as exc:
+            raise exceptions.InvalidConfiguration(
+                f'the mount at "{self._mount_root}" waits for an agent, and '
+                'its descriptors were not handed to this one; start the '
+                'agent by whoever keeps them, or end the mount by "umount '
+                '--force"'
+            ) from exc
         device, memory = self._engine.session_descriptors()
         if not self._keeper.give({DEVICE: device, MEMORY: memory}):
             LOG.warning(
@@ -176,26 +181,6 @@ class Session:
                 'process dies, guests get errors; start it by systemd, with '
                 'FileDescriptorStoreMax, or by lazyimage-holder',
                 self._mount_root,
-            )
-
-    def _refuse_one_that_waits(self) -> None:
-        """A look at a session that nobody serves would never return."""
-        if checks.mount_kind(self._mount_root) != KIND:
-            return
-        answered = threading.Event()
-
-        def look() -> None:
-            with contextlib.suppress(OSError):
-                os.statvfs(self._mount_root)
-            answered.set()
-
-        threading.Thread(target=look, name='look', daemon=True).start()
-        if not answered.wait(ANSWER_SECONDS_MAX):
-            raise exceptions.InvalidConfiguration(
-                f'the mount at "{self._mount_root}" waits for an agent, and '
-                'its descriptors were not handed to this one; start the '
-                'agent by whoever keeps them, or end the mount by "umount '
-                '--force"'
             )
 
     # Stop

@@ -22,13 +22,19 @@ import dataclasses
 import fcntl
 import os
 import pathlib
+import re
 import tempfile
 import time
+from collections.abc import Callable
 
 LOCK_PATIENCE_SECONDS = 3.0
-LOCK_PAUSE_SECONDS = 0.05
+# Guests may wait meanwhile.
+LOCK_PAUSE_SECONDS = 0.005
 # Of files that are being written; each is renamed or removed.
 PREFIX = '.new-'
+UUID = re.compile(
+    r'[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}'
+)
 
 
 class Locked(Exception):
@@ -97,6 +103,14 @@ class Folders:
             with contextlib.suppress(FileExistsError):
                 folder.mkdir(mode=0o755, parents=True)
 
+    def tombstoned(self) -> list[str]:
+        """The servers that were deleted while the agent was away."""
+        try:
+            names = os.listdir(self.released)
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in names if UUID.fullmatch(name))
+
     def sweep(self) -> None:
         """Remove what a writer that was killed had begun to write."""
         for folder in (self.journal, self.images, self.manifests):
@@ -111,11 +125,16 @@ class Lock:
         self.path = folders.journal / 'lock'
         self._descriptor: int | None = None
 
-    def acquire(self, patience_seconds: float = LOCK_PATIENCE_SECONDS) -> None:
+    def acquire(
+        self,
+        patience_seconds: float = LOCK_PATIENCE_SECONDS,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Own the state directory, or say who does.
 
         A predecessor that was just killed may take a moment to be gone.
 
+        :param check: called now and then; raises if waiting is of no use
         :raises Locked: another process owns it
         """
         descriptor = os.open(
@@ -127,6 +146,7 @@ class Lock:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                check()
                 if time.monotonic() < until:
                     time.sleep(LOCK_PAUSE_SECONDS)
                     continue

@@ -23,8 +23,9 @@ status:
 
 ============== =============================================== ======
 SIGINT         for good: the mount goes                        0
-SIGTERM,       for a successor, if somebody keeps the session  75
-SIGHUP         and there are disks: guests wait; else for good 0
+SIGTERM        for a successor, if somebody keeps the session  75
+               and there are disks: guests wait; else for good 0
+SIGHUP         as SIGTERM, disks or none: a successor waits    75
 ============== =============================================== ======
 
 Anything else is a failure. Only after 0 does a keeper not start it again.
@@ -37,6 +38,7 @@ import re
 import signal
 import sys
 import urllib.parse
+from typing import Any
 
 from oslo_config import cfg
 from oslo_log import log as logging
@@ -46,7 +48,6 @@ from lazyblob import exceptions
 from nova_lazyimage.agent import keeper
 from nova_lazyimage.agent import service
 from nova_lazyimage.agent import state
-from nova_lazyimage.cmd import threads
 from nova_lazyimage.conf import agent as agent_conf
 from nova_lazyimage.conf import conductor as conductor_conf
 from nova_lazyimage.conf import repository as repository_conf
@@ -164,10 +165,19 @@ def configure(argv: list[str]) -> cfg.ConfigOpts:
     return conf
 
 
+def connect(chunk_store: str, catalog: str, **more: Any) -> Any:
+    """The repository, with all that it loads: not before disks are served."""
+    from lazyblob import repository
+    from nova_lazyimage.cmd import threads
+
+    if catalog.startswith('rpc:'):
+        threads.use_native()
+    return repository.connect(chunk_store, catalog, **more)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Serve until told to stop."""
-    held = keeper.Keeper(keeper.take_descriptors())
-    threads.use_native()
+    held = keeper.Keeper(keeper.take_descriptors(), keeper.take_beside())
     # Before any thread exists, so that all of them inherit it.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     conf = configure(sys.argv[1:] if argv is None else argv)
@@ -176,9 +186,14 @@ def main(argv: list[str] | None = None) -> int:
         from nova_lazyimage import _mirror
 
         os.umask(0o022)
-        agent = service.Agent(settings(conf), _mirror.Engine, held)
+        agent = service.Agent(settings(conf), _mirror.Engine, held, connect)
         agent.start()
-    except (exceptions.LazyBlobError, state.Locked, OSError) as exc:
+    except (
+        exceptions.LazyBlobError,
+        keeper.Abandoned,
+        state.Locked,
+        OSError,
+    ) as exc:
         LOG.error('The agent cannot start: %s', exc)
         print(f'lazyimage-agent: {exc}', file=sys.stderr)
         _leave(1)
@@ -187,7 +202,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f'lazyimage-agent: {exc}', file=sys.stderr)
         _leave(1)
     number = signal.sigwait(SIGNALS)
-    for_good = number == signal.SIGINT or not agent.may_hand_over
+    for_good = (
+        number == signal.SIGINT
+        or not agent.may_hand_over
+        or (number == signal.SIGTERM and not agent.is_needed)
+    )
     LOG.info('Stopping: %s', signal.Signals(number).name)
     try:
         agent.stop(for_good=for_good)

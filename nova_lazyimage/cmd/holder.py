@@ -26,10 +26,16 @@ something is kept                   grows to two seconds
 it ends before it was ever ready,   ends with its status: it cannot start
 and nothing is kept
 SIGTERM, SIGINT                     SIGINT to the agent: an end for good
-SIGHUP                              SIGTERM to the agent: it hands over, and
-                                    is started anew, from the files of a new
-                                    release if there is one
-its own death                       the agent serves on, kept by nobody
+SIGHUP                              starts the next agent, from the files of
+                                    a new release if there is one, beside
+                                    this one
+that one waits                      SIGHUP to the agent: it hands over
+that one ends before it waits       nothing: the agent serves on
+the agent ends meanwhile, however   the next one is the agent; if it was
+                                    handed what is not kept any more, it is
+                                    killed and another one started
+its own death                       the agent serves on, kept by nobody; one
+                                    that waits beside it ends
 =================================== =======================================
 
 What it keeps it drops only when the agent asks it to or when it ends. It
@@ -37,7 +43,7 @@ touches no file, least of all below the mount: a look at a mount whose server
 is dead would wait for the very agent that it has to start. It is small, needs
 the standard library alone, and one thread.
 
-Only the agent itself is listened to, by the kernel's word of who sent a
+Only the agents themselves are listened to, by the kernel's word of who sent a
 message. What the agent said before it died is heard before it is started
 again.
 """
@@ -61,16 +67,22 @@ PAUSE_SECONDS_MIN = 0.05
 PAUSE_SECONDS_MAX = 2.0
 # From the kernel's struct ucred: pid, uid, gid.
 CREDENTIALS = struct.Struct('3i')
+BESIDE = 'LAZYIMAGE_BESIDE'
 
 
 class Store:
-    """Descriptors that are kept, each with its name."""
+    """Descriptors that are kept, each with its name.
+
+    :ivar changes: how often they were others than before
+    """
 
     def __init__(self) -> None:
         self.kept: list[tuple[str, int]] = []
+        self.changes = 0
 
     def add(self, name: str, descriptors: Sequence[int]) -> None:
         """Keep them; too many are closed."""
+        self.changes += 1
         for descriptor in descriptors:
             if len(self.kept) == DESCRIPTORS_MAX:
                 say(f'more than {DESCRIPTORS_MAX} descriptors; "{name}" goes')
@@ -80,10 +92,38 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Close all of one name."""
+        self.changes += any(kept == name for kept, _ in self.kept)
         for kept, descriptor in self.kept:
             if kept == name:
                 os.close(descriptor)
         self.kept = [pair for pair in self.kept if pair[0] != name]
+
+
+class Agent:
+    """A process.
+
+    :param pid: a child's
+    :param changes: of the store, when it was handed what was kept
+    :ivar ready: it said that it serves
+    :ivar waits: it said that it waits for its predecessor's end
+    """
+
+    def __init__(self, pid: int, changes: int) -> None:
+        self.pid = pid
+        self.changes = changes
+        self.ready = self.waits = False
+        self.descriptor = os.pidfd_open(pid)
+
+    def tell(self, number: int) -> None:
+        """Send a signal."""
+        # Not reaped yet, so the number is nobody else's.
+        os.kill(self.pid, number)
+
+    def reap(self) -> int:
+        """How it ended, as subprocess tells it."""
+        os.close(self.descriptor)
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
 
 
 class Holder:
@@ -95,8 +135,8 @@ class Holder:
     def __init__(self, command: list[str]) -> None:
         self._command = command
         self._store = Store()
-        self._pid = 0
-        self._ready = False
+        self._agent: Agent | None = None
+        self._next: Agent | None = None
         self._was_ready = False
         self._ending = False
         self._pause_seconds = 0.0
@@ -116,32 +156,61 @@ class Holder:
     def run(self) -> int:
         """Keep one agent alive until it ended for good; its status."""
         while True:
-            self._start()
-            status = self._watch()
+            if self._agent is None:
+                self._agent = self._start()
+            status = self._watch(self._agent)
+            if self._ending:
+                self._kill_next()
+                return status if status >= 0 else 1
+            if self._succeed(status):
+                continue
             if status == 0:
                 return 0
-            if self._ending:
-                return status if status > 0 else 1
             if not self._was_ready and not self._store.kept:
                 return status if status > 0 else 128 - status
-            self._rest(status)
+            self._rest(self._agent, status)
+            self._agent = None
             if self._ending:
                 return 0
 
-    def _start(self) -> None:
-        self._ready = False
+    def _succeed(self, status: int) -> bool:
+        """The agent has ended; whether there is another one to be it."""
+        found = self._next
+        if found is None:
+            return False
+        if found.changes == self._store.changes:
+            say(f'the agent ended ({describe(status)}); the next one goes on')
+            self._agent, self._next = found, None
+        else:
+            say(f'the agent ended ({describe(status)}); started anew')
+            self._kill_next()
+            self._agent = None
+        self._pause_seconds = 0.0
+        return True
+
+    def _kill_next(self) -> None:
+        found, self._next = self._next, None
+        if found is not None:
+            found.tell(signal.SIGKILL)
+            found.reap()
+
+    def _start(self, *, beside: bool = False) -> Agent:
         # One thread: the child may do more than exec.
-        self._pid = os.fork()
-        if self._pid == 0:
+        pid = os.fork()
+        if pid == 0:
             try:
-                self._become_agent()
+                self._become_agent(os.getppid() if beside else 0)
             except BaseException as exc:
                 say(f'cannot run "{self._command[0]}": {exc}')
             finally:
                 os._exit(127)
+        return Agent(pid, self._store.changes)
 
-    def _become_agent(self) -> None:
-        """In the child: hand over what is kept, become the agent."""
+    def _become_agent(self, beside: int) -> None:
+        """In the child: hand over what is kept, become the agent.
+
+        :param beside: the holder's pid, if there is an agent; else 0
+        """
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
@@ -159,8 +228,10 @@ class Holder:
             'NOTIFY_SOCKET': f'@{self._address}',
             'FDSTORE': str(DESCRIPTORS_MAX),
         }
-        for name in ('LISTEN_PID', 'LISTEN_FDS', 'LISTEN_FDNAMES'):
+        for name in ('LISTEN_PID', 'LISTEN_FDS', 'LISTEN_FDNAMES', BESIDE):
             environment.pop(name, None)
+        if beside:
+            environment[BESIDE] = str(beside)
         if count:
             environment['LISTEN_PID'] = str(os.getpid())
             environment['LISTEN_FDS'] = str(count)
@@ -169,28 +240,30 @@ class Holder:
         command = self._command
         os.execvpe(command[0], command, environment)  # noqa: S606
 
-    def _watch(self) -> int:
-        """Serve the agent until it ended; how: as subprocess tells it."""
-        agent = os.pidfd_open(self._pid)
-        poll = select.poll()
-        for descriptor in (self._notices.fileno(), self._signals, agent):
-            poll.register(descriptor, select.POLLIN)
-        try:
-            while True:
-                found = {descriptor for descriptor, _ in poll.poll()}
-                # First: the last words of one that has ended meanwhile.
+    def _watch(self, agent: Agent) -> int:
+        """Serve the agent until it ended; how."""
+        while True:
+            poll = select.poll()
+            poll.register(self._notices.fileno(), select.POLLIN)
+            poll.register(self._signals, select.POLLIN)
+            poll.register(agent.descriptor, select.POLLIN)
+            if self._next is not None:
+                poll.register(self._next.descriptor, select.POLLIN)
+            found = {descriptor for descriptor, _ in poll.poll()}
+            # First: the last words of one that has ended meanwhile.
+            self._listen()
+            if self._next is not None and self._next.descriptor in found:
+                status = self._next.reap()
+                self._next = None
+                say(f'the next agent ended ({describe(status)})')
+            self._obey()
+            if agent.descriptor in found:
                 self._listen()
-                self._obey()
-                if agent in found:
-                    self._listen()
-                    _, status = os.waitpid(self._pid, 0)
-                    return os.waitstatus_to_exitcode(status)
-        finally:
-            os.close(agent)
+                return agent.reap()
 
-    def _rest(self, status: int) -> None:
+    def _rest(self, agent: Agent, status: int) -> None:
         """Between two agents."""
-        if self._ready:
+        if agent.ready:
             self._pause_seconds = 0.0
         kept = len(self._store.kept)
         say(
@@ -202,7 +275,7 @@ class Holder:
             )
             + f', {kept} descriptors are kept for it'
         )
-        self._pid = 0
+        self._agent = None
         until = time.monotonic() + self._pause_seconds
         poll = select.poll()
         poll.register(self._signals, select.POLLIN)
@@ -212,7 +285,7 @@ class Holder:
                 break
             poll.poll(left * 1000)
             self._obey()
-        if not self._ready:
+        if not agent.ready:
             self._pause_seconds = min(
                 max(2 * self._pause_seconds, PAUSE_SECONDS_MIN),
                 PAUSE_SECONDS_MAX,
@@ -223,15 +296,22 @@ class Holder:
         with contextlib.suppress(BlockingIOError):
             for number in os.read(self._signals, 64):
                 if number == signal.SIGHUP:
-                    self._tell_agent(signal.SIGTERM)
+                    self._renew()
                 elif number in (signal.SIGTERM, signal.SIGINT):
                     self._ending = True
-                    self._tell_agent(signal.SIGINT)
+                    if self._agent is not None:
+                        self._agent.tell(signal.SIGINT)
 
-    def _tell_agent(self, number: int) -> None:
-        # Not reaped yet, so the number is nobody else's.
-        if self._pid:
-            os.kill(self._pid, number)
+    def _renew(self) -> None:
+        """Start the next agent; that will wait for this one's end."""
+        if self._agent is None or self._ending:
+            return
+        if not self._agent.ready:
+            # No guest is served by it.
+            self._agent.tell(signal.SIGHUP)
+        elif self._next is None or not self._next.waits:
+            self._kill_next()
+            self._next = self._start(beside=True)
 
     def _listen(self) -> None:
         """Take every message that has come."""
@@ -253,22 +333,39 @@ class Holder:
                     descriptors.frombytes(data[:whole])
                 elif kind == socket.SCM_CREDENTIALS:
                     sender = CREDENTIALS.unpack(data)[0]
-            if sender != self._pid or flags & (
-                socket.MSG_CTRUNC | socket.MSG_TRUNC
-            ):
-                lines = []
-            else:
-                lines = text.decode('utf-8', 'replace').splitlines()
-            self._take(lines, list(descriptors))
+            agent = None
+            if not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+                for known in (self._agent, self._next):
+                    if known is not None and known.pid == sender:
+                        agent = known
+            if agent is None:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                continue
+            lines = text.decode('utf-8', 'replace').splitlines()
+            said = dict(line.split('=', 1) for line in lines if '=' in line)
+            before = self._store.changes
+            self._take(agent, said, list(descriptors))
+            # Of what it did itself it knows.
+            agent.changes += self._store.changes - before
 
-    def _take(self, lines: list[str], descriptors: list[int]) -> None:
+    def _take(
+        self, agent: Agent, said: dict[str, str], descriptors: list[int]
+    ) -> None:
         """One message; what is not kept of it is closed, a barrier too."""
-        said = dict(line.split('=', 1) for line in lines if '=' in line)
         name = said.get('FDNAME', 'stored')
         if not name.isascii() or not name.isprintable() or ':' in name:
             name = 'stored'
         if said.get('READY') == '1':
-            self._ready = self._was_ready = True
+            agent.ready = self._was_ready = True
+        if (
+            said.get('X_LAZYIMAGE') == 'waits'
+            and agent is self._next
+            and not agent.waits
+        ):
+            agent.waits = True
+            assert self._agent is not None  # noqa: S101
+            self._agent.tell(signal.SIGHUP)
         if said.get('FDSTOREREMOVE') == '1':
             self._store.remove(name)
         elif said.get('FDSTORE') == '1':

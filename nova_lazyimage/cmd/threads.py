@@ -9,11 +9,22 @@
 # WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 # License for the specific language governing permissions and limitations
 # under the License.
-"""Native threads, said before anything asks: eventlet is never imported."""
+"""Native threads, said before anything asks: eventlet is never imported.
+
+oslo.service and futurist import it wherever it is installed, for a backend
+that is not used here; that alone took as long as all other imports of a
+daemon. So it is made to look as if it were not installed.
+"""
+
+import sys
+from typing import Any, cast
 
 
 def use_native() -> None:
-    """First of all in a daemon's main()."""
+    """Before oslo.service or oslo.messaging is imported."""
+    # None: an import of it raises ModuleNotFoundError, says Python's
+    # reference of the import system.
+    cast('dict[str, Any]', sys.modules).setdefault('eventlet', None)
     try:
         from oslo_service import backend
     except ImportError:

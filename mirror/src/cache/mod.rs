@@ -112,11 +112,8 @@ fn fence(file: &File, path: &Path) -> Result<()> {
     while !file::try_lock(file).map_err(|e| Error::io("lock", path, e))? {
         patience -= 1;
         if patience == 0 {
-            return Err(Error::errno(
-                "lock (another engine has it)",
-                path,
-                libc::EBUSY,
-            ));
+            let remedy = "stop that process, or give each agent a cache of its own";
+            return Err(Error::locked(path, file, remedy));
         }
         crate::sync::thread::sleep(Duration::from_millis(50));
     }

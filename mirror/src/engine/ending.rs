@@ -21,24 +21,34 @@ impl Engine {
         result.and(self.core.cache.close())
     }
 
-    /// Ends for a successor: every mirror is quiet and flushed, parked requests stay parked.
+    /// Flushes every mirror while it is served: what a hand-over would else do while guests wait.
+    ///
+    /// # Errors
+    /// The first mirror that could not be flushed.
+    pub fn flush_all(&self) -> Result<()> {
+        let mirrors: Vec<_> = lock(&self.mirrors).values().cloned().collect();
+        let mut result = Ok(());
+        for mirror in mirrors {
+            result = result.and(mirror.flush_wait());
+        }
+        result
+    }
+
+    /// Ends for a successor: every mirror is quiet, parked requests stay parked. What was written
+    /// since [`Engine::flush_all`] stands in deltas and live maps, as after a death.
     /// `unanswered` is called when nothing is executed any more: from then on the door must let
     /// what is completed be, for the successor completes it.
     ///
     /// # Errors
-    /// The first mirror that could not be flushed; the others are handed over all the same.
+    /// The chunk cache could not be closed; the mirrors are handed over all the same.
     pub fn hand_over(&self, unanswered: impl FnOnce()) -> Result<()> {
         if std::mem::replace(&mut *lock(&self.stopped), true) {
             return Ok(());
         }
         self.stopping.notify_all();
         let mirrors = std::mem::take(&mut *lock(&self.mirrors));
-        let mut result = Ok(());
         for mirror in mirrors.values() {
-            let quiet = mirror.quiesce();
-            if result.is_ok() {
-                result = quiet;
-            }
+            mirror.quiesce();
         }
         // What the threads are in, they finish: reads, and writes that wait for gates again.
         self.end_threads();
@@ -47,7 +57,7 @@ impl Engine {
         for mirror in mirrors.values() {
             mirror.let_go();
         }
-        result.and(self.core.cache.close())
+        self.core.cache.close()
     }
 
     /// Closes every mirror and goes on: their session is over.

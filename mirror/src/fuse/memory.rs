@@ -283,7 +283,7 @@ fn fenced(file: &File, patience: Duration, events: &Events) -> io::Result<File> 
             events.push(
                 Event::new("alarm")
                     .text("what", what)
-                    .text("holder", crate::recover::holder(&fence)),
+                    .text("holder", crate::fence::holder(&fence)),
             );
         }
         std::thread::sleep(Duration::from_millis(2));

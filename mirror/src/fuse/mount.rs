@@ -11,16 +11,22 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use crate::sys::fuse as sys;
 
 const KIND: &str = "fuse.lazyimage";
 const SOURCE: &str = "lazyimage";
+/// A server that lives answers at once; one that is stopped, or starved, takes its time.
+const LOOK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Mounts at `at`, a directory; a mount of ours there whose server is dead is taken away first.
 ///
 /// # Errors
-/// EBUSY if another process serves a mount there; EINVAL if the host ends slow FUSE requests
+/// EBUSY if another process serves a mount there; ETIMEDOUT if a mount there waits for whoever has
+/// its descriptor: a look at it did not return in time; EINVAL if the host ends slow FUSE requests
 /// (`fs.fuse.default_request_timeout`): a disk whose store is away must wait.
 pub fn mount(at: &Path) -> io::Result<File> {
     refuse_request_timeout()?;
@@ -131,12 +137,28 @@ fn refuse_request_timeout() -> io::Result<()> {
 fn clear(at: &Path) -> io::Result<()> {
     let path = resolved(at)?;
     while mounted(&fs::read_to_string("/proc/self/mountinfo")?, &path) {
-        if sys::statfs_error(at) != Some(libc::ENOTCONN) {
+        if look(at)? != Some(libc::ENOTCONN) {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
         }
         unmount(at)?;
     }
     Ok(())
+}
+
+/// The errno of statfs(2) there, from a thread that may wait for ever: a mount whose descriptor is
+/// kept, and served by nobody, answers nothing, and nothing else tells it from a dead one. The
+/// request lies unread, so the thread still dies with the process.
+fn look(at: &Path) -> io::Result<Option<i32>> {
+    let path = at.to_owned();
+    let (send, receive) = mpsc::channel();
+    thread::Builder::new()
+        .name("look".to_owned())
+        .spawn(move || {
+            let _ = send.send(sys::statfs_error(&path));
+        })?;
+    receive
+        .recv_timeout(LOOK_PATIENCE)
+        .map_err(|_| io::Error::from_raw_os_error(libc::ETIMEDOUT))
 }
 
 /// The path as the table shows it; of the last component no link is followed, since it may be a

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One disk's file: its id, its owner, mode and times, and what is behind it.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -56,8 +56,6 @@ pub struct DiskNode {
     record: usize,
     /// Written since its times were last asked for: a write must not read the clock.
     written: AtomicBool,
-    /// Files of it that were opened in this process and not closed.
-    pub opens: AtomicI64,
 }
 
 impl DiskNode {
@@ -79,7 +77,6 @@ impl DiskNode {
             nodes,
             record: known.record,
             written: AtomicBool::new(false),
-            opens: AtomicI64::new(0),
         }
     }
 
@@ -87,6 +84,12 @@ impl DiskNode {
     #[must_use]
     pub fn record(&self) -> usize {
         self.record
+    }
+
+    /// How many files of it are open, whoever served when they were opened.
+    #[must_use]
+    pub fn opens(&self) -> u64 {
+        self.nodes.opens(self.record)
     }
 
     /// Notes a write.

@@ -5,12 +5,17 @@
 //! before either. An owner is two words: the one that does not count is written, then the selector.
 //! So a death at any store leaves the old or the new, and an id that was answered is never used
 //! again.
+//!
+//! How many files of a disk are open stands in one word with the name of the request that changed it
+//! last, and the next change waits until that request is settled in its slot. So at a death one
+//! request at most was counted and not settled, and its repetition finds its own name there.
 
 use std::sync::{Mutex, PoisonError};
 
 use super::layout::NODE_WORDS;
 use super::memory::{Memory, WORD_NEXT_NODE};
 use super::node::Owner;
+use super::point;
 use crate::sys::shared::Words;
 
 const NAME_BYTES: usize = 256;
@@ -24,7 +29,12 @@ const WORD_OWNERS: usize = 5;
 const WORD_LENGTHS: usize = 9;
 const WORD_INSTANCE: usize = 10;
 const WORD_DISK: usize = WORD_INSTANCE + NAME_WORDS;
-const _: () = assert!(WORD_DISK + NAME_WORDS <= NODE_WORDS);
+const WORD_OPENS: usize = WORD_DISK + NAME_WORDS;
+const _: () = assert!(WORD_OPENS < NODE_WORDS);
+/// Below the count: the request's name.
+const OPENS_SHIFT: u32 = 44;
+const OPENS_NAME: u64 = (1 << OPENS_SHIFT) - 1;
+const OPENS_MAX: u64 = u64::MAX >> OPENS_SHIFT;
 
 /// A disk as the session knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +61,7 @@ pub struct Nodes {
     header: Words,
     words: Words,
     free: Mutex<Vec<usize>>,
+    opening: Mutex<()>,
 }
 
 impl Nodes {
@@ -63,6 +74,7 @@ impl Nodes {
         let free = free.filter(|record| words.get(record * NODE_WORDS + WORD_STATE) == 0);
         Self {
             free: Mutex::new(free.collect()),
+            opening: Mutex::new(()),
             header: memory.header.clone(),
             words,
         }
@@ -85,6 +97,7 @@ impl Nodes {
         set(WORD_ID, known.id);
         set(WORD_DIRECTORY, known.directory);
         set(WORD_SIZE, known.size_bytes);
+        set(WORD_OPENS, 0);
         set(
             WORD_LENGTHS,
             known.instance.len() as u64 | (known.name.len() as u64) << 32,
@@ -100,6 +113,31 @@ impl Nodes {
     pub fn forget(&self, record: usize) {
         self.words.set(record * NODE_WORDS + WORD_STATE, 0);
         self.free().push(record);
+    }
+
+    /// Counts that the request `unique` opens or closes a file of a disk: once, however often it is
+    /// executed. `settle` settles it.
+    pub fn count(&self, record: usize, unique: u64, opens: bool, settle: impl FnOnce()) {
+        let _one = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = record * NODE_WORDS + WORD_OPENS;
+        let (before, name) = (self.words.get(at), unique & OPENS_NAME);
+        if before & OPENS_NAME != name {
+            let count = before >> OPENS_SHIFT;
+            let count = if opens {
+                (count + 1).min(OPENS_MAX)
+            } else {
+                count.saturating_sub(1)
+            };
+            self.words.set(at, count << OPENS_SHIFT | name);
+        }
+        point::reached("counted");
+        settle();
+    }
+
+    /// How many files of a disk are open.
+    #[must_use]
+    pub fn opens(&self, record: usize) -> u64 {
+        self.words.get(record * NODE_WORDS + WORD_OPENS) >> OPENS_SHIFT
     }
 
     /// Whom a disk belongs to from now on.
@@ -197,6 +235,33 @@ mod tests {
         assert_eq!(nodes.all()[0].size_bytes, 8192);
         nodes.forget(disk.record);
         assert_eq!(nodes.all(), []);
+    }
+
+    #[test]
+    fn an_open_file_is_counted_once_however_often_its_request_is_executed() {
+        let (memory, _) = Memory::create(SMALL).expect("room");
+        let nodes = Nodes::of(&memory);
+        let disk = nodes.keep(&known("vda")).expect("room");
+        let resent = |unique: u64| unique | 1 << 63;
+        for (unique, opens, count) in [
+            (2, true, 1),
+            (4, true, 2),
+            (resent(4), true, 2),
+            (6, false, 1),
+            (resent(6), false, 1),
+            (8, false, 0),
+            (10, false, 0),
+        ] {
+            let mut settled = false;
+            // Each by another process.
+            Nodes::of(&memory).count(disk, unique, opens, || settled = true);
+            assert!(settled);
+            assert_eq!(nodes.opens(disk), count, "after {unique}");
+        }
+        nodes.count(disk, 12, true, || ());
+        nodes.forget(disk);
+        assert_eq!(nodes.keep(&known("vdb")), Some(disk));
+        assert_eq!(nodes.opens(disk), 0, "another disk is not open");
     }
 
     #[test]

@@ -6,7 +6,6 @@
 //! no `stat` waits for a store.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use zerocopy::IntoBytes;
 
@@ -106,6 +105,7 @@ impl Session {
             }
             (op::WRITE, _) => self.channel.written(header.unique, size),
             (op::SETATTR, _) => return self.getattr(header),
+            (op::OPEN, _) => self.opened(header),
             _ => self.channel.done(header.unique),
         }
         Ok(())
@@ -116,7 +116,7 @@ impl Session {
             op::LOOKUP => self.lookup(header, rest),
             op::GETATTR => self.getattr(header),
             op::SETATTR => self.setattr(header, rest, place),
-            op::OPEN => self.open_file(header),
+            op::OPEN => self.open_file(header, place),
             op::FSYNC => self.fsync(header, place),
             op::FALLOCATE => self.fallocate(header, rest, place),
             op::LSEEK => self.lseek(header, rest),
@@ -130,9 +130,9 @@ impl Session {
             }
             op::READDIR => self.readdir(header, rest),
             op::RELEASE => {
-                if let Some(node) = self.disk(header.nodeid) {
-                    node.opens.fetch_sub(1, Ordering::Relaxed);
-                }
+                self.disks().count(header.nodeid, header.unique, false, || {
+                    place.slot.marks().settle(header.unique, 0);
+                });
                 self.channel.done(header.unique);
                 Ok(())
             }
@@ -371,15 +371,23 @@ impl Session {
         Ok(())
     }
 
-    fn open_file(&self, header: &InHeader) -> Result<(), Errno> {
-        let node = self.disk(header.nodeid).ok_or(libc::ESTALE)?;
-        node.opens.fetch_add(1, Ordering::Relaxed);
+    fn open_file(&self, header: &InHeader, place: &Place) -> Result<(), Errno> {
+        let disks = self.disks();
+        disks.disk(header.nodeid).ok_or(libc::ESTALE)?;
+        disks.count(header.nodeid, header.unique, true, || {
+            place.slot.marks().settle(header.unique, 0);
+        });
+        drop(disks);
+        self.opened(header);
+        Ok(())
+    }
+
+    fn opened(&self, header: &InHeader) {
         let answer = OpenOut {
             open_flags: FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES,
             ..OpenOut::default()
         };
         self.channel.message(header.unique, &answer);
-        Ok(())
     }
 
     fn statfs(&self, header: &InHeader) {

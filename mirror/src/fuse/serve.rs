@@ -295,12 +295,12 @@ impl Fuse {
         Some(disk)
     }
 
-    /// Whether somebody has a disk's file open, as far as this process saw it opened.
+    /// Whether somebody has a disk's file open, whoever served when it was opened.
     pub fn is_open(&self, instance: &str, name: &str) -> bool {
         let disks = self.session.disks();
         disks
             .named(instance, name)
-            .is_some_and(|node| node.opens.load(Ordering::Relaxed) > 0)
+            .is_some_and(|node| node.opens() > 0)
     }
 
     /// A disk grew: who asks for its size hears it at once.
@@ -351,11 +351,14 @@ impl Fuse {
             let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
             workers.drain(..).collect()
         };
-        for (waker, worker) in workers {
-            while !worker.is_finished() {
+        // All at once: guests may wait for this.
+        while workers.iter().any(|(_, worker)| !worker.is_finished()) {
+            for (waker, _) in workers.iter().filter(|(_, worker)| !worker.is_finished()) {
                 waker.wake();
-                thread::sleep(Duration::from_millis(1));
             }
+            thread::sleep(Duration::from_micros(500));
+        }
+        for (_, worker) in workers {
             let _ = worker.join();
         }
     }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use super::abi::ROOT;
 use super::node::{DiskNode, Owner};
 use super::nodes::{Known, Nodes};
-use crate::disk::{Disk, Errno};
+use crate::disk::{Disk, Errno, Ticket};
 
 /// Smaller ids are the root's and READDIR's positions of `.` and `..`.
 const FIRST_ID: u64 = 16;
@@ -138,6 +138,19 @@ impl Disks {
         });
         directory.disks.insert(name, node.clone());
         Ok(node)
+    }
+
+    /// Counts an open or a close of a disk, of one that nobody has added again yet, too: see
+    /// [`Nodes::count`].
+    pub fn count(&self, id: u64, unique: Ticket, opens: bool, settle: impl FnOnce()) {
+        let orphan = || self.orphans.values().find(|known| known.id == id);
+        let record = match self.nodes.get(&id) {
+            Some(node) => Some(node.record()),
+            None => orphan().map(|known| known.record),
+        };
+        if let Some(record) = record {
+            self.kept.count(record, unique, opens, settle);
+        }
     }
 
     /// Whether a predecessor served a disk that nobody has added yet.

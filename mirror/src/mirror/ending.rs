@@ -38,13 +38,13 @@ impl Mirror {
         Ok(())
     }
 
-    /// Makes the mirror quiet for a successor: every write that was executed is flushed, nothing
-    /// more is. Parked requests stay parked, the live map stays what is believed, frozen blocks
-    /// will be dirty again.
-    pub(crate) fn quiesce(&self) -> Result<()> {
+    /// Makes the mirror quiet for a successor: nothing more is executed. Parked requests stay
+    /// parked, the live map stays what is believed, frozen blocks will be dirty again. Nothing is
+    /// flushed: guests wait by now ([`crate::engine::Engine::flush_all`] came before), and to the
+    /// successor every page is changed.
+    pub(crate) fn quiesce(&self) {
         self.close_for_ever();
-        let flushed = self.flusher.last_round(self);
-        flushed.map_err(|errno| Error::errno("flush", self.delta.path(), errno))
+        self.flusher.wait_for_round();
     }
 
     /// Lets a successor have the files; after [`Mirror::quiesce`].

@@ -195,13 +195,14 @@ impl Engine {
     fn hand_over(&self, py: Python<'_>) -> PyResult<()> {
         let fuse = self.mounted()?;
         py.detach(|| {
+            let flushed = self.inner.flush_all();
             fuse.begin_hand_over();
             let result = self.inner.hand_over(|| fuse.leave_parked());
             // Even if a flush failed: the successor's will tell its guests.
             fuse.release().map_err(|error| {
                 os_error(error.raw_os_error(), error.to_string(), Some(fuse.path()))
             })?;
-            Ok(result?)
+            Ok(flushed.and(result)?)
         })
     }
 
@@ -334,6 +335,10 @@ impl Engine {
 
     fn requests(&self, py: Python<'_>) -> u64 {
         py.detach(|| self.inner.requests())
+    }
+
+    fn close_events(&self) {
+        self.inner.events().close();
     }
 
     fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

@@ -28,6 +28,7 @@ impl From<Error> for PyErr {
         let message = error.to_string();
         match error {
             Error::Io { path, source, .. } => os_error(source.raw_os_error(), message, Some(&path)),
+            Error::Locked { path, .. } => os_error(Some(libc::EBUSY), message, Some(&path)),
             Error::Invalid(_) => PyValueError::new_err(message),
             Error::Corrupt(_) => ChunkCorrupt::new_err(message),
             Error::Thawed => PyTimeoutError::new_err((libc::ETIMEDOUT, message)),

@@ -50,8 +50,6 @@ import threading
 import time
 
 from lazyblob import exceptions
-from lazyblob import repository
-from nova_lazyimage.agent import commits
 from nova_lazyimage.agent import state
 from nova_lazyimage.cmd import agent
 
@@ -168,19 +166,23 @@ class Catalog(Wrapped):
 
 
 def main():
-    connect = repository.connect
+    connect = agent.connect
 
     def connect_wrapped(*args, **kwargs):
+        # Not before the agent does it, after guests are served.
+        from lazyblob import repository
+        from nova_lazyimage.agent import commits
+
         found = connect(*args, **kwargs)
+        commits.Commits._seal = staticmethod(
+            armed(around('seal', no_space(), None, commits.Commits._seal))
+        )
         return repository.Repository(
             Store(found.store), Catalog(found.catalog)
         )
 
-    repository.connect = connect_wrapped
+    agent.connect = connect_wrapped
     state.replace = around('write', no_space(), no_space(), state.replace)
-    commits.Commits._seal = staticmethod(
-        armed(around('seal', no_space(), None, commits.Commits._seal))
-    )
     sys.exit(agent.main())
 
 

@@ -33,6 +33,8 @@ def obey(word, rest, held):
     """Do what a line says; the answer."""
     if word == 'ready':
         keeper.notify('READY=1')
+    elif word == 'loaded':
+        keeper.notify(keeper.WAITS)
     elif word == 'give':
         pairs = (pair.split('=') for pair in rest.split())
         return str(held.give({name: memory(text) for name, text in pairs}))
@@ -46,8 +48,8 @@ def obey(word, rest, held):
 
 
 def main():
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    held = keeper.Keeper(keeper.take_descriptors())
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    held = keeper.Keeper(keeper.take_descriptors(), keeper.take_beside())
     contents = {
         name: os.pread(descriptor, 100, 0).decode()
         for name, descriptor in held.descriptors.items()
@@ -56,14 +58,17 @@ def main():
     connection.connect(sys.argv[1])
     with connection.makefile('rw') as stream:
         left = [name for name in os.environ if name.startswith('LISTEN_')]
-        print(os.getpid(), sorted(contents.items()), *left, file=stream)
+        beside = ['beside'] if held.beside_predecessor else []
+        print(
+            os.getpid(), sorted(contents.items()), *left, *beside, file=stream
+        )
         stream.flush()
         for line in stream:
             word, _, rest = line.strip().partition(' ')
             if word == 'wait':
                 # As the agent: one signal is an end for good, one is not.
                 print('waits', file=stream, flush=True)
-                number = signal.sigwait({signal.SIGINT, signal.SIGTERM})
+                number = signal.sigwait({signal.SIGINT, signal.SIGHUP})
                 os._exit(0 if number == signal.SIGINT else 75)
             print(obey(word, rest, held), file=stream, flush=True)
 

@@ -11,6 +11,7 @@
 # under the License.
 """The holder keeps descriptors, and starts again what it keeps them for."""
 
+import contextlib
 import itertools
 import os
 import pathlib
@@ -28,6 +29,13 @@ ROOT = pathlib.Path(nova_lazyimage.__file__).parent.parent
 PROGRAM = pathlib.Path(__file__).with_name('kept_program.py')
 
 
+def command_of(pid):
+    with contextlib.suppress(OSError):
+        line = pathlib.Path(f'/proc/{pid}/cmdline').read_bytes()
+        return line.split(b'\0')[1].decode()
+    return ''
+
+
 class Kept:
     """The holder, its program, and what they said."""
 
@@ -38,6 +46,7 @@ class Kept:
         self.socket.settimeout(20)
         self.log = (folder / 'log').open('w+')
         self.stream = None
+        self.before = []
         self.pid = 0
         self.holder = subprocess.Popen(
             [
@@ -51,7 +60,7 @@ class Kept:
     def handed(self):
         """What the program that starts now is handed."""
         if self.stream is not None:
-            self.stream.close()
+            self.before.append((self.pid, self.stream))
         connection, _ = self.socket.accept()
         connection.settimeout(20)
         with connection:
@@ -70,14 +79,25 @@ class Kept:
     def kill(self):
         os.kill(self.pid, signal.SIGKILL)
 
+    def back(self):
+        """Speak with the program before the last one again."""
+        now = self.pid, self.stream
+        self.pid, self.stream = self.before.pop()
+        self.before.append(now)
+
+    def is_gone(self):
+        return self.stream.read() == ''
+
     def close(self):
         if self.holder.poll() is None:
             self.holder.kill()
             self.holder.wait()
-            if pathlib.Path(f'/proc/{self.pid}').exists():
-                self.kill()
-        if self.stream is not None:
-            self.stream.close()
+            for pid in {self.pid, *(pid for pid, _ in self.before)} - {0}:
+                if command_of(pid) == str(PROGRAM):
+                    os.kill(pid, signal.SIGKILL)
+        for _, stream in [*self.before, (self.pid, self.stream)]:
+            if stream is not None:
+                stream.close()
         self.socket.close()
         self.log.close()
 
@@ -158,6 +178,71 @@ class TestKeeping:
         assert kept.handed() == "[('memory', 'a')]"
 
 
+def renew(kept):
+    """A ready program, and one beside it."""
+    begin(kept)
+    assert kept.ask('give memory=a') == 'True'
+    assert kept.ask('wait') == 'waits'
+    kept.holder.send_signal(signal.SIGHUP)
+    assert kept.handed() == "[('memory', 'a')] beside"
+
+
+class TestRenewal:
+    def test_the_next_one_loads_while_this_one_serves_and_then_is_it(
+        self, kept
+    ):
+        renew(kept)
+        first = kept.before[0][0]
+        time.sleep(0.1)
+        assert command_of(first) == str(PROGRAM), 'it went too early'
+        assert kept.ask('loaded') == 'loaded'
+        kept.back()
+        assert kept.is_gone()
+        kept.back()
+        assert kept.ask('ready') == 'ready'
+        kept.kill()
+        assert kept.handed() == "[('memory', 'a')]"
+
+    def test_one_that_cannot_load_leaves_the_other_one_serving(self, kept):
+        renew(kept)
+        kept.tell('end 1')
+        assert kept.is_gone()
+        time.sleep(0.1)
+        kept.back()
+        assert command_of(kept.pid) == str(PROGRAM)
+        # And it may be tried again.
+        kept.holder.send_signal(signal.SIGHUP)
+        assert kept.handed() == "[('memory', 'a')] beside"
+
+    def test_a_death_meanwhile_makes_the_next_one_the_program(self, kept):
+        renew(kept)
+        kept.back()
+        kept.kill()
+        assert kept.is_gone()
+        kept.back()
+        assert kept.ask('ready') == 'ready'
+        kept.kill()
+        assert kept.handed() == "[('memory', 'a')]"
+
+    def test_one_that_was_handed_something_old_is_not_used(self, kept):
+        begin(kept)
+        assert kept.ask('give memory=a') == 'True'
+        kept.holder.send_signal(signal.SIGHUP)
+        assert kept.handed() == "[('memory', 'a')] beside"
+        kept.back()
+        assert kept.ask('give memory=b') == 'True'
+        kept.kill()
+        kept.back()
+        assert kept.is_gone()
+        assert kept.handed() == "[('memory', 'b')]"
+
+    def test_an_end_for_good_ends_both(self, kept):
+        renew(kept)
+        kept.holder.send_signal(signal.SIGTERM)
+        assert kept.holder.wait(10) == 0
+        assert kept.is_gone()
+
+
 class TestEnds:
     def test_an_end_for_good_ends_it(self, kept):
         begin(kept)
@@ -191,15 +276,19 @@ class TestEnds:
         assert gaps[-1] > 0.4, gaps
         assert kept.handed() == "[('memory', 'a')]"
 
-    def test_term_ends_the_program_for_good_and_hup_renews_it(self, kept):
+    def test_term_ends_the_program_for_good(self, kept):
         begin(kept)
+        kept.ask('give memory=a')
+        assert kept.ask('wait') == 'waits'
+        kept.holder.send_signal(signal.SIGTERM)
+        assert kept.holder.wait(10) == 0
+
+    def test_one_that_is_not_ready_is_renewed_by_its_end(self, kept):
+        kept.handed()
         kept.ask('give memory=a')
         assert kept.ask('wait') == 'waits'
         kept.holder.send_signal(signal.SIGHUP)
         assert kept.handed() == "[('memory', 'a')]"
-        assert kept.ask('wait') == 'waits'
-        kept.holder.send_signal(signal.SIGTERM)
-        assert kept.holder.wait(10) == 0
 
     def test_a_program_that_is_not_there_is_named(self, tmp_path):
         done = subprocess.run(

@@ -255,6 +255,30 @@ class TestRefusals:
         assert kept.wait_until_ready()['resumed']
 
 
+class TestOpenFiles:
+    def test_one_opened_before_a_death_is_known_until_it_is_closed(
+        self, site, noise, key
+    ):
+        """Deaths between a count and its answer, of opens and of closes."""
+        site.more['LAZYIMAGE_KILL_AT'] = 'counted:2'
+        kept = takeover.Kept(site)
+        path = attach(site, noise, key)
+        with open(path, 'rb'):
+            open(path, 'rb').close()
+            # One death by the open, and one by the close.
+            takeover.until(
+                lambda: site.log().count('SIGKILL') == 2, 30, 'second death'
+            )
+            kept.wait_until_ready()
+            with pytest.raises(client.Conflict, match='is open'):
+                site.client.revert(*key, 1)
+        takeover.until(
+            lambda: site.log().count('SIGKILL') == 3, 30, 'third death'
+        )
+        kept.wait_until_ready()
+        site.client.revert(*key, 1)
+
+
 def wait_for(condition):
     takeover.until(condition, 30, 'such thing')
 
