@@ -32,6 +32,7 @@ from typing import Any
 import glanceclient.exc
 import nova.conf
 from nova.compute import power_state
+from nova.compute import utils as compute_utils
 from nova import exception
 from nova.i18n import _
 from nova.image import glance
@@ -55,6 +56,8 @@ SERVER_ERROR = 500
 SEAL_SECONDS = 10
 # The code of a COMMIT that an agent which stopped or died did not finish.
 INTERRUPTED = 'Interrupted'
+# What `openstack server event show` names.
+EVENT = 'compute_lazyimage_snapshot'
 
 Quiesced = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -271,9 +274,12 @@ class SnapshotMixin:
                     'to another cell yet'
                 ),
             )
-        with self.image_backend.snapshotting(
-            instance, lambda: self._quiesced(context, instance)
-        ) as snapshotting:
+        with (
+            _recorded(context, instance),
+            self.image_backend.snapshotting(
+                instance, lambda: self._quiesced(context, instance)
+            ) as snapshotting,
+        ):
             super().snapshot(context, instance, image_id, update_task_state)
             image = snapshotting.image
             if image is None or image.published is None:
@@ -350,6 +356,25 @@ class SnapshotMixin:
                     {'error': exc},
                     instance=instance,
                 )
+
+
+@contextlib.contextmanager
+def _recorded(context: Any, instance: Any) -> Iterator[None]:
+    """Have the action of a lazy server tell how its snapshot ended.
+
+    Nova's own snapshots end outside of what it records: the action has no
+    event, and none of its messages says that it failed.
+    """
+    with contextlib.ExitStack() as stack:
+        if marker.read(instance):
+            reporter = compute_utils.EventReporter(
+                context, EVENT, CONF.host, instance.uuid
+            )
+            try:
+                stack.enter_context(reporter)
+            except exception.InstanceActionNotFound as exc:
+                LOG.debug('Nobody asked for it: %s', exc, instance=instance)
+        yield
 
 
 def _moves_across_cells(instance: Any) -> bool:

@@ -18,6 +18,7 @@ from nova import exception
 
 import nova_harness
 from nova_lazyimage import frozen
+from nova_lazyimage import snapshot
 
 
 class SnapshotBase(nova_harness.LazyBase):
@@ -190,6 +191,37 @@ class QuiesceTest(SnapshotBase):
         )
         self.assert_no_image(self.boot())
         self.assertEqual([], self.agent.calls_of('POST .*commits'))
+
+
+class ActionTest(SnapshotBase):
+    """What ``openstack server event show`` tells."""
+
+    def ended(self, server):
+        actions = self.api.get_instance_actions(server['id'])
+        (found,) = [
+            action for action in actions if action['action'] == 'createImage'
+        ]
+        action = self.api.api_get(
+            f'/servers/{server["id"]}/os-instance-actions/'
+            f'{found["request_id"]}'
+        ).body['instanceAction']
+        (event,) = [
+            event
+            for event in action['events']
+            if event['event'] == snapshot.EVENT
+        ]
+        return action['message'], event['result']
+
+    def test_a_snapshot_that_failed_says_so(self):
+        server = self.boot()
+        self.agent.publish = 'failed'
+        self.assert_no_image(server)
+        self.assertEqual(('Error', 'Error'), self.ended(server))
+
+    def test_one_that_did_not_does_not(self):
+        server = self.boot()
+        self.snapshot(server)
+        self.assertEqual((None, 'Success'), self.ended(server))
 
 
 class FailureTest(SnapshotBase):
