@@ -301,6 +301,7 @@ class Exerciser:
 
     def freeze(self):
         if self.sealed is None:
+            self.done['frozen'] += 1
             self.engine.call('freeze')
             chunks = self.engine.call('chunks', on='sealed')
             self.sealed = (bytes(self.disk), chunks)

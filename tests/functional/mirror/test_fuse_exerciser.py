@@ -74,7 +74,7 @@ def test_so_it_is_while_it_grows_and_commits_and_servers_come_and_go(
         disk.freeze()
         disk.run(50, exerciser.GUEST)
         disk.restart()
-    assert disk.done['upload'] and disk.done['freeze']
+    assert disk.done['upload'] and disk.done['frozen']
 
 
 @pytest.mark.soak
