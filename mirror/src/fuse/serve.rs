@@ -7,6 +7,9 @@
 //! descriptors die with their process and would take their requests along). A stop ends their
 //! read(2) by a signal: the data path pays nothing for it.
 //!
+//! The first of them holds a [`FirstPlace`] in the kernel's queue: a client that has one request at a
+//! time meets the thread that has just served it, not one of sixteen in turn, each cold.
+//!
 //! # Lives
 //!
 //! Mounted or resumed, served, then one of: *unmounted* (the connection ends), *handed over* (mount
@@ -29,11 +32,14 @@ use super::{mount, point};
 use crate::boot;
 use crate::disk::Disk;
 use crate::event::Events;
-use crate::sys::fuse::{Waker, become_io_flusher};
+use crate::sys::fuse::{FirstPlace, Waker, become_io_flusher};
 use crate::sys::shared::check_fuse;
 
 /// How long a successor waits for the last thread of its predecessor.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Workers that hold a first place: a second one would take turns with it.
+const FIRST: usize = 1;
 
 /// How to serve.
 #[derive(Debug, Clone)]
@@ -173,6 +179,9 @@ impl Fuse {
             let (session, running) = (self.session.clone(), self.running.clone());
             let barrier = barrier.clone();
             let inherited = inherited.take();
+            // Without one it is as good a worker.
+            let place = || FirstPlace::of(session.channel.device()).ok();
+            let first = (number < FIRST).then(place).flatten();
             let (send, receive) = mpsc::channel();
             *running.count() += 1;
             let worker = thread::Builder::new()
@@ -184,7 +193,7 @@ impl Fuse {
                     if let Some(barrier) = barrier {
                         finish(&session, &mut places, &barrier, inherited.as_deref());
                     }
-                    work(&session, &running, &mut places[0]);
+                    work(&session, &running, &mut places[0], first.as_ref());
                     *running.count() -= 1;
                     running.ended.notify_all();
                 });
@@ -402,9 +411,16 @@ fn finish(session: &Session, places: &mut [Place], barrier: &Barrier, inherited:
     }
 }
 
-fn work(session: &Session, running: &Running, place: &mut Place) {
+fn work(session: &Session, running: &Running, place: &mut Place, first: Option<&FirstPlace>) {
     let device = session.channel.device();
     while !running.stopping.load(Ordering::SeqCst) {
+        if let Some(first) = first {
+            // What was answered must not look as if it were under way while we wait.
+            place.slot.clear();
+            if first.wait().is_err() {
+                continue;
+            }
+        }
         match place.slot.receive(device) {
             Ok(len) => {
                 point::reached("received");

@@ -4,6 +4,7 @@
 //! Reading and answering requests needs nothing from here: `std::fs::File` does it.
 
 use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -158,6 +159,52 @@ impl Waker {
         // SAFETY: takes no pointers; the signal's handler does nothing. A thread that is gone gives
         // ESRCH, which is what its waker wants to hear.
         unsafe { libc::syscall(libc::SYS_tgkill, self.process, self.thread, wake_signal()) };
+    }
+}
+
+/// A first place in the queue of those who wait for a device, for as long as it lives.
+///
+/// Who waits in read(2) queues up behind the others each time, so that threads take turns, each cold.
+/// An exclusive epoll keeps its place: its owner is woken whenever it waits, and the next in the
+/// queue if it does not.
+#[derive(Debug)]
+pub struct FirstPlace(OwnedFd);
+
+impl FirstPlace {
+    /// Behind those that are taken already.
+    ///
+    /// # Errors
+    /// The system's; EPERM: nobody waits for such a file.
+    pub fn of(device: &File) -> io::Result<Self> {
+        // SAFETY: takes no pointers.
+        let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is new and nobody else's.
+        let epoll = unsafe { OwnedFd::from_raw_fd(fd) };
+        let mut event = libc::epoll_event {
+            events: (libc::EPOLLIN | libc::EPOLLEXCLUSIVE).unsigned_abs(),
+            u64: 0,
+        };
+        let (at, device) = (epoll.as_raw_fd(), device.as_raw_fd());
+        // SAFETY: both descriptors are open; the event is alive during the call.
+        check(unsafe { libc::epoll_ctl(at, libc::EPOLL_CTL_ADD, device, &raw mut event) })?;
+        Ok(Self(epoll))
+    }
+
+    /// Waits until there is something to read, which another may take first.
+    ///
+    /// # Errors
+    /// EINTR.
+    pub fn wait(&self) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: 0, u64: 0 };
+        // SAFETY: room for one event, alive during the call.
+        let ready = unsafe { libc::epoll_wait(self.0.as_raw_fd(), &raw mut event, 1, -1) };
+        if ready < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     }
 }
 
