@@ -95,6 +95,8 @@ pub struct Cache {
     used_bytes: AtomicU64,
     /// The file system lacks room: nothing new is taken of it.
     low: AtomicBool,
+    /// One sheds at a time: who comes second sees what the first has given.
+    shedding: Mutex<()>,
     slabs: [OnceLock<Slab>; (SHIFT_MAX - SHIFT_MIN + 1) as usize],
     opening: Mutex<()>,
     fence: File,
@@ -136,6 +138,7 @@ impl Cache {
             device,
             used_bytes: AtomicU64::new(0),
             low: AtomicBool::new(false),
+            shedding: Mutex::new(()),
             slabs: Default::default(),
             opening: Mutex::new(()),
             fence: file,

@@ -2,6 +2,7 @@
 //! The bound, and who goes when it is reached: room for new chunks, and for everybody else.
 
 use crate::sync::atomic::Ordering;
+use crate::units::lock;
 use std::io;
 
 use super::{Cache, Slab};
@@ -125,6 +126,7 @@ impl Cache {
 
     /// Gives back about `bytes`, whatever is pinned; `false` if there was nothing to give.
     pub fn shed(&self, bytes: u64) -> bool {
+        let _alone = lock(&self.shedding);
         let mut shed = 0;
         for slab in self.open_slabs() {
             let reaped = slab.reap(&mut slab.lock());
@@ -159,8 +161,16 @@ impl Cache {
         work: impl Fn() -> io::Result<()>,
     ) -> io::Result<()> {
         loop {
+            let before = self.counters.shed_bytes.load(Ordering::Relaxed);
             match work() {
-                Err(error) if is_full(&error) && self.give_way(device, bytes.min(SHED_MAX)) => {}
+                Err(error) if is_full(&error) => {
+                    let gave = self.give_way(device, bytes.min(SHED_MAX));
+                    // Another may have given the last there was while this one failed.
+                    let given = self.counters.shed_bytes.load(Ordering::Relaxed);
+                    if !gave && (device != self.device || given == before) {
+                        return Err(error);
+                    }
+                }
                 result => return result,
             }
         }
