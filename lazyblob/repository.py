@@ -282,7 +282,8 @@ class Repository:
         fails, or whose process dies, leaves nothing that stands against the
         next one.
 
-        :param stream: bytes-like pieces of any length, or :class:`Hole`
+        :param stream: bytes-like pieces of any length, :class:`Hole`, or
+            extents of a file (:func:`importing.read_file`)
         :param size_bytes: what the stream must have in all, if known
         :param progress: called with the bytes read so far
         :param statistics: filled in with what became of the chunks

@@ -95,7 +95,7 @@ pub struct Cache {
     used_bytes: AtomicU64,
     /// The file system lacks room: nothing new is taken of it.
     low: AtomicBool,
-    /// One sheds at a time: who comes second sees what the first has given.
+    /// Held while a chunk is shed.
     shedding: Mutex<()>,
     slabs: [OnceLock<Slab>; (SHIFT_MAX - SHIFT_MIN + 1) as usize],
     opening: Mutex<()>,

@@ -126,30 +126,40 @@ impl Cache {
 
     /// Gives back about `bytes`, whatever is pinned; `false` if there was nothing to give.
     pub fn shed(&self, bytes: u64) -> bool {
-        let _alone = lock(&self.shedding);
-        let mut shed = 0;
-        for slab in self.open_slabs() {
-            let reaped = slab.reap(&mut slab.lock());
+        let mut shed = self.shed_some(|| {
+            let reaped = self.open_slabs().map(|slab| slab.reap(&mut slab.lock()));
+            let reaped = reaped.sum();
             self.release(reaped);
-            shed += reaped;
-        }
+            reaped
+        });
         while shed < bytes.max(1) {
-            let Some(more) = self.evict_one() else { break };
-            shed += more;
+            match self.shed_some(|| self.evict_one().unwrap_or(0)) {
+                0 => break,
+                more => shed += more,
+            }
         }
-        self.counters.shed_bytes.fetch_add(shed, Ordering::Relaxed);
         shed > 0
     }
 
+    /// One at a time: whoever finds nothing to give, sees here all that others gave.
+    fn shed_some(&self, give: impl FnOnce() -> u64) -> u64 {
+        let _alone = lock(&self.shedding);
+        let shed = give();
+        self.counters.shed_bytes.fetch_add(shed, Ordering::Relaxed);
+        shed
+    }
+
     /// Gives way to a write that found no room on a file system; `false` if it cannot help: it lies
-    /// on another one, or is empty.
-    pub fn give_way(&self, device: u64, bytes: u64) -> bool {
+    /// on another one, or is empty, and was when the write began.
+    ///
+    /// `before`: the bytes that had been shed by then.
+    fn give_way(&self, device: u64, bytes: u64, before: u64) -> bool {
         if device != self.device {
             return false;
         }
         // Nothing new until the keeper has seen that there is room again.
         self.low.store(true, Ordering::Relaxed);
-        self.shed(bytes)
+        self.shed(bytes) || self.counters.shed_bytes.load(Ordering::Relaxed) != before
     }
 
     /// Does what may need room on a file system; while there is none, as long as there are chunks
@@ -163,14 +173,8 @@ impl Cache {
         loop {
             let before = self.counters.shed_bytes.load(Ordering::Relaxed);
             match work() {
-                Err(error) if is_full(&error) => {
-                    let gave = self.give_way(device, bytes.min(SHED_MAX));
-                    // Another may have given the last there was while this one failed.
-                    let given = self.counters.shed_bytes.load(Ordering::Relaxed);
-                    if !gave && (device != self.device || given == before) {
-                        return Err(error);
-                    }
-                }
+                Err(error)
+                    if is_full(&error) && self.give_way(device, bytes.min(SHED_MAX), before) => {}
                 result => return result,
             }
         }
