@@ -34,6 +34,9 @@ NAMES = {
     'freeze': 'bench.freeze',
     'commit': 'bench.commit',
     'import': 'bench.importing',
+    'snapshot': 'bench.snapshot',
+    'glance': 'bench.glance',
+    's3': 'bench.gateway',
     'catalog': 'bench.catalog',
     'cloud': 'bench.cloud',
 }

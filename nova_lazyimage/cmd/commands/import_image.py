@@ -61,8 +61,8 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         '--threads',
         type=int,
-        default=os.cpu_count() or 2,
-        help='that hash and compress (default: one a processor)',
+        help='that hash, compress and store (default: one a processor; more '
+        'to an object gateway)',
     )
     console.add_format(parser)
     console.teach(
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
                 chunk_size_bytes=(
                     arguments.chunk_size or chunk.SIZE_BYTES_DEFAULT
                 ),
-                threads=max(1, arguments.threads),
+                threads=_threads(arguments.threads, repo),
                 progress=progress,
                 statistics=statistics,
             )
@@ -116,6 +116,13 @@ def run(arguments: argparse.Namespace) -> None:
             'written_bytes': statistics.written_bytes,
         },
     )
+
+
+def _threads(wanted: int | None, repo: Any) -> int | None:
+    """A gateway is waited for; elsewhere processors are what is short."""
+    if wanted is not None:
+        return max(1, wanted)
+    return None if repo.store.is_remote else os.cpu_count()
 
 
 @contextlib.contextmanager

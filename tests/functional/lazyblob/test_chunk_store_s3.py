@@ -11,12 +11,15 @@
 # under the License.
 """The contract of chunk stores, on a real object gateway."""
 
+import dataclasses
 import itertools
 import random
 
 import gateway as gateways
 import pytest
 
+from bench import gateway as comparison
+from bench import runs
 from lazyblob import exceptions
 from lazyblob import repository
 from lazyblob.chunk_store import conformance
@@ -157,3 +160,17 @@ class TestRepository:
                 assert name.hex() in str(exc)
             repo.store.replace(name, whole)
         assert connect().verify('i', version.number).is_sound
+
+
+def test_the_comparison_with_obstore_works(gateway, tmp_path, monkeypatch):
+    """Here, where a gateway is up; nobody looks at its figures."""
+    monkeypatch.setattr(comparison, 'SIZE_BYTES', 2 << 20)
+    place = comparison.Place(gateway)
+    bench = dataclasses.replace(
+        comparison.BENCH,
+        contenders=lambda work: [
+            comparison.Obstore(place),
+            comparison.Repository(work, place),
+        ],
+    )
+    runs.smoke(bench, work=tmp_path)
