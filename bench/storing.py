@@ -56,8 +56,8 @@ def options(kind: str, folder: pathlib.Path) -> dict[str, str]:
     }
 
 
-def open_store(kind: str, folder: pathlib.Path) -> tuple[Any, Any]:
-    conf = cfg.ConfigOpts()
+def open_store(kind: str, folder: pathlib.Path) -> Any:
+    conf = cfg.CONF
     conf([], default_config_files=[])
     conf.register_opt(cfg.DictOpt('enabled_backends'))
     conf.set_override('enabled_backends', {'bench': kind})
@@ -66,7 +66,7 @@ def open_store(kind: str, folder: pathlib.Path) -> tuple[Any, Any]:
     for name, value in options(kind, folder).items():
         conf.set_override(name, value, group='bench')
     glance_store.create_multi_stores(conf)
-    return glance_store.get_store_from_store_identifier('bench'), conf
+    return glance_store.get_store_from_store_identifier('bench')
 
 
 def kib(field: str) -> int:
@@ -90,9 +90,9 @@ def upload(store: Any, image: pathlib.Path) -> str:
     return url
 
 
-def download(store: Any, conf: Any, url: str) -> int:
+def download(store: Any, url: str) -> int:
     location = locations.get_location_from_uri_and_backend(
-        url, 'bench', conf=conf
+        url, 'bench', conf=cfg.CONF
     )
     ours, theirs = socket.socketpair()
     with theirs:
@@ -114,7 +114,7 @@ def main(arguments: list[str]) -> None:
     folder, image = pathlib.Path(arguments[1]), pathlib.Path(arguments[3])
     count = int(arguments[4])
     logging.basicConfig(level=logging.WARNING)
-    store, conf = open_store(kind, folder)
+    store = open_store(kind, folder)
     # It connects when it is first used; that is no upload's.
     assert store.url_prefix or kind == 'file'
     last = folder / LAST
@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> None:
     else:
         urls = json.loads(last.read_text())
         for url in urls[:count]:
-            if download(store, conf, url) != image.stat().st_size:
+            if download(store, url) != image.stat().st_size:
                 raise RuntimeError('a download has another size')
     seconds = time.monotonic() - begun
     used = resource.getrusage(resource.RUSAGE_SELF)

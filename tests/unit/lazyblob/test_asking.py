@@ -119,6 +119,7 @@ def test_files_are_always_asked(repo, store):
     assert store.calls['has'] >= 3 * COUNT
 
 
+@pytest.mark.expect_logs('was damaged in')
 def test_a_damaged_chunk_that_was_not_asked_for_is_replaced(repo, store):
     """An import reads back what a put says was there."""
     create(repo, 'image')
