@@ -52,6 +52,7 @@ SMALL = 'COMMIT, 1 GB'
 LARGE = 'COMMIT, 1 TB sparse'
 TOGETHER, SCATTERED = 'together', 'scattered'
 DIFF, STORED = 'diff', 'stored by clones'
+_CASES = (TOGETHER, SCATTERED, DIFF, STORED)
 _POOL_BYTES = 16 << 20
 _numbers = itertools.count(1)
 _pool = b''
@@ -288,28 +289,29 @@ class Disk:
 
 
 def contenders(work: pathlib.Path) -> list[Any]:
-    whole = {'filled_bytes': DISK_BYTES}
-    little = {'filled_bytes': SMALL_BYTES, 'cases': (TOGETHER, DIFF)}
+    def disk(
+        name: str,
+        size_bytes: int,
+        filled_bytes: int,
+        cases: Sequence[str] = (TOGETHER, DIFF),
+        versions: int = 1,
+    ) -> Disk:
+        return Disk(
+            work,
+            name,
+            size_bytes,
+            filled_bytes=filled_bytes,
+            versions=versions,
+            cases=cases,
+        )
+
     return [
         Files(work, FILES, each=False),
         Files(work, FILES_SYNCED, each=True),
-        Disk(
-            work,
-            DISK,
-            DISK_BYTES,
-            cases=(TOGETHER, SCATTERED, DIFF, STORED),
-            **whole,
-        ),
-        Disk(
-            work,
-            OLD,
-            DISK_BYTES,
-            versions=VERSIONS,
-            cases=(TOGETHER, DIFF),
-            **whole,
-        ),
-        Disk(work, SMALL, SMALL_BYTES, **little),
-        Disk(work, LARGE, LARGE_BYTES, **little),
+        disk(DISK, DISK_BYTES, DISK_BYTES, _CASES),
+        disk(OLD, DISK_BYTES, DISK_BYTES, versions=VERSIONS),
+        disk(SMALL, SMALL_BYTES, SMALL_BYTES),
+        disk(LARGE, LARGE_BYTES, SMALL_BYTES),
     ]
 
 
