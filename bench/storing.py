@@ -97,7 +97,7 @@ def download(store: Any, url: str) -> int:
     ours, theirs = socket.socketpair()
     with theirs:
         drain = subprocess.Popen(
-            ['cat'], stdin=theirs, stdout=subprocess.DEVNULL
+            ['cat'], stdin=theirs.fileno(), stdout=subprocess.DEVNULL
         )
     size_bytes = 0
     with ours:

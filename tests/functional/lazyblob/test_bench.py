@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[3]
     [
         ('import', 8, '^sparse time$'),
         ('snapshot', 1, '^(together|diff|stored by clones)$'),
-        ('glance', 4, '^sparse (upload|download warm)$'),
+        ('glance', 4, '^sparse download warm$'),
     ],
 )
 def test_a_round_of_little_data(name, mib, only, tmp_path):

@@ -116,7 +116,9 @@ class TestRepository:
             repo = connect(endpoint=proxy.endpoint, retry_seconds=0)
             name = f'image{nth}'
             # Another than before: else there were nothing to put.
-            data = bytes([nth]) * CHUNK
+            data = b''.join(
+                bytes([16 * nth + each]) * CHUNK for each in range(5)
+            )
             is_over = False
             try:
                 repo.create([data], blob_id=name, chunk_size_bytes=CHUNK)
