@@ -22,7 +22,7 @@ Threads: one instance serves them all. Nothing connects before it is used.
 import os
 import pathlib
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lazyblob import accounting
@@ -100,6 +100,7 @@ def connect(
     transport_url: str | None = None,
     timeout_seconds: int | None = None,
     store_settings: Mapping[str, Any] | None = None,
+    public_keys: Sequence[str] | None = None,
 ) -> 'Repository':
     """A repository that exists; nothing is connected yet.
 
@@ -108,6 +109,8 @@ def connect(
         leaves it to the environment
     :param transport_url: oslo.messaging's, for a catalog over ``rpc://``
     :param timeout_seconds: how long such a catalog may take to answer
+    :param public_keys: of the conductors whose answers are believed; only
+        for such a catalog
     """
     return Repository(
         plugins.chunk_store(chunk_store_url, store_settings),
@@ -115,6 +118,7 @@ def connect(
             catalog_url,
             transport_url=transport_url,
             timeout_seconds=timeout_seconds,
+            public_keys=public_keys,
         ),
     )
 

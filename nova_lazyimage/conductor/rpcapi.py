@@ -19,9 +19,13 @@ imported but oslo.messaging, oslo.config and lazyblob.
 A call has a time-out, and whoever gets none within it learns that the catalog
 is away and not what became of the call: every call may be repeated, a publish
 only as contract 21 says. Nothing is repeated here.
+
+Whoever knows the conductors' public keys takes no answer that none of them
+has signed (signing.py, contract 34).
 """
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import oslo_messaging
@@ -31,6 +35,7 @@ from lazyblob import exceptions
 from lazyblob import urls
 from lazyblob.catalog import api
 from nova_lazyimage.conductor import plain
+from nova_lazyimage.conductor import signing
 
 TOPIC = 'lazyimage-conductor'
 # Not the process's: glance-api has another one by default than an agent.
@@ -45,13 +50,18 @@ class RpcCatalog(api.Catalog):
 
     * 1.0 - the catalog of the first release. Its operations are arguments:
       an older conductor says which of them it does not know.
+    * 1.1 - ``nonce``: the answer is signed, if the conductor has a key. Sent
+      by callers that know a public key, and by no others.
 
     :param url: ``rpc://``: the process's transport
     :param transport_url: another one
     :param conf: oslo.config's; default: the process's
+    :param public_keys: of the conductors; None: the configuration's; empty:
+        whatever answers is believed
     """
 
-    VERSION = '1.0'
+    VERSION = '1.1'
+    UNSIGNED_VERSION = '1.0'
 
     def __init__(
         self,
@@ -60,6 +70,7 @@ class RpcCatalog(api.Catalog):
         transport_url: str | None = None,
         conf: cfg.ConfigOpts | None = None,
         timeout_seconds: int | None = None,
+        public_keys: Sequence[str] | None = None,
     ) -> None:
         if url.rstrip('/') != 'rpc:':
             raise exceptions.InvalidConfiguration(
@@ -69,6 +80,9 @@ class RpcCatalog(api.Catalog):
         self._conf = conf or cfg.CONF
         self._transport_url = transport_url
         self._timeout_seconds = timeout_seconds
+        if public_keys is None:
+            public_keys = self._option('public_keys', ())
+        self._verifier = signing.Verifier(public_keys) if public_keys else None
         self._mutex = threading.Lock()
         self._transport: Any = None
         self._client: Any = None
@@ -250,20 +264,33 @@ class RpcCatalog(api.Catalog):
     def _patience(self) -> int:
         if self._timeout_seconds is not None:
             return self._timeout_seconds
+        return self._option('timeout_seconds', TIMEOUT_SECONDS)
+
+    def _option(self, name: str, default: Any) -> Any:
+        """Of ``[conductor]``, which glance-api does not have."""
         try:
-            return self._conf.conductor.timeout_seconds
+            return getattr(self._conf.conductor, name)
         except cfg.NoSuchOptError:
-            return TIMEOUT_SECONDS
+            return default
 
     def _call(self, operation: str, **arguments: Any) -> Any:
-        client = self._connected()
-        try:
-            answer = client.call(
-                {},
-                'catalog',
-                operation=operation,
-                arguments=plain.encode(arguments),
+        given = plain.encode(arguments)
+        if self._verifier is None:
+            answer = self._ask(
+                self.UNSIGNED_VERSION, operation, arguments=given
             )
+        else:
+            nonce = signing.new_nonce()
+            reply = self._ask(
+                self.VERSION, operation, arguments=given, nonce=nonce
+            )
+            answer = self._verifier.check(operation, given, nonce, reply)
+        return plain.answer(answer)
+
+    def _ask(self, version: str, operation: str, **more: Any) -> Any:
+        client = self._connected().prepare(version=version)
+        try:
+            return client.call({}, 'catalog', operation=operation, **more)
         except (
             oslo_messaging.MessagingTimeout,
             oslo_messaging.MessageDeliveryFailure,
@@ -274,6 +301,12 @@ class RpcCatalog(api.Catalog):
                 'is right'
             ) from exc
         except oslo_messaging.RemoteError as exc:
+            if exc.exc_type == 'UnsupportedVersion':
+                raise exceptions.CatalogUnavailable(
+                    f'the conductor is older than interface {version}, which '
+                    'signs answers; upgrade every conductor, or remove '
+                    '[conductor] public_keys until then'
+                ) from exc
             raise exceptions.CatalogUnavailable(
                 f'the conductor could not answer "{operation}": '
                 f'{exc.exc_type}: {exc.value}; see its log'
@@ -282,4 +315,3 @@ class RpcCatalog(api.Catalog):
             raise exceptions.CatalogUnavailable(
                 f'the conductor cannot be asked "{operation}": {exc}'
             ) from exc
-        return plain.answer(answer)
