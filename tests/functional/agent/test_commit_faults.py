@@ -133,6 +133,7 @@ def test_whatever_fails_leaves_the_dirty_state_whole(site, noise, key):
     assert 'before store.put: StoreFull' in steps.seen
 
 
+@pytest.mark.soak
 def test_wherever_the_agent_dies_the_dirty_state_is_whole(site, noise, key):
     steps = Steps(site, key, noise)
     number = 1 + int(time.time()) % EVERY
@@ -308,7 +309,8 @@ class EngineSteps:
         raise AssertionError(f'it does not end: {self.kept.said()}')
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.soak
+@pytest.mark.timeout(0 if EVERY_CALL == 1 else 600)
 def test_wherever_the_engine_dies_its_successor_has_the_whole_dirty_state(
     site, noise, key, tmp_path
 ):

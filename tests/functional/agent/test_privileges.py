@@ -16,6 +16,7 @@ import grp
 import os
 import pathlib
 import pwd
+import re
 import socket
 import stat
 import subprocess
@@ -31,6 +32,7 @@ from nova_lazyimage.agent import client
 
 MIB = 1024 * 1024
 USER, GROUP = 'nobody', 'daemon'
+PF_MEMALLOC_NOIO = 0x00080000  # linux/sched.h
 
 
 @pytest.fixture
@@ -116,6 +118,24 @@ class TestPrivileges:
                 assert f'CapEff:\t{0:016x}' in text
                 looked_at += 1
         assert looked_at
+
+    def test_reclaim_waits_for_no_thread_of_it(self, configured):
+        """Memory that its own writes would free must not be waited for."""
+        configured.start()
+        process = pathlib.Path(f'/proc/{configured.agent.process.pid}')
+        looked_at = 0
+        for task in (process / 'task').iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                stat = (task / 'stat').read_text()
+                # proc(5): the ninth, behind a name that may hold anything.
+                flags = int(stat.rpartition(')')[2].split()[6])
+                assert flags & PF_MEMALLOC_NOIO, stat
+                looked_at += 1
+        assert looked_at
+        locked = re.search(
+            r'VmLck:\s+(\d+) kB', (process / 'status').read_text()
+        )
+        assert int(locked[1]) > 0
 
     def test_a_member_of_the_group_attaches_and_owns_the_disk(
         self, configured, noise
