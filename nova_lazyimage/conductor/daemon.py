@@ -40,7 +40,7 @@ PAUSE_SECONDS = 2.0
 
 CLI_OPTIONS = [
     cfg.StrOpt(
-        'new_signing_key',
+        'new-signing-key',
         metavar='FILE',
         help='Write a new private key for [conductor] signing_key to FILE '
         'and its public key to FILE.pub, print the public key, and end.',

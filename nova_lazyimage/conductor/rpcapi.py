@@ -300,13 +300,11 @@ class RpcCatalog(api.Catalog):
                 'lazyimage-conductor runs and that [DEFAULT] transport_url '
                 'is right'
             ) from exc
+        except oslo_messaging.UnsupportedVersion as exc:
+            raise _too_old(version) from exc
         except oslo_messaging.RemoteError as exc:
             if exc.exc_type == 'UnsupportedVersion':
-                raise exceptions.CatalogUnavailable(
-                    f'the conductor is older than interface {version}, which '
-                    'signs answers; upgrade every conductor, or remove '
-                    '[conductor] public_keys until then'
-                ) from exc
+                raise _too_old(version) from exc
             raise exceptions.CatalogUnavailable(
                 f'the conductor could not answer "{operation}": '
                 f'{exc.exc_type}: {exc.value}; see its log'
@@ -315,3 +313,11 @@ class RpcCatalog(api.Catalog):
             raise exceptions.CatalogUnavailable(
                 f'the conductor cannot be asked "{operation}": {exc}'
             ) from exc
+
+
+def _too_old(version: str) -> exceptions.CatalogUnavailable:
+    return exceptions.CatalogUnavailable(
+        f'the conductor is older than interface {version}, which signs '
+        'answers; upgrade every conductor, or remove [conductor] public_keys '
+        'until then'
+    )

@@ -112,7 +112,7 @@ def test_a_killed_writer_leaves_the_old_record_or_the_new(folders, book):
     )
     for _ in range(3):
         process = subprocess.Popen(
-            [sys.executable, '-c', program, str(folders.journal / 'lock')],
+            [sys.executable, '-c', program, str(folders.state.parent)],
             stdout=subprocess.PIPE,
         )
         process.stdout.readline()

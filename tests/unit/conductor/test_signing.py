@@ -250,9 +250,13 @@ class TestLies:
         self, answer_by, ask, signer, conductor, images
     ):
         def lie(operation, arguments, nonce):
-            return conductor.catalog({}, 'versions', arguments, nonce)
+            return conductor.catalog({}, 'get', arguments, nonce)
 
-        self.refused(answer_by, ask, signer, lie, 'another question')
+        answer_by(Liar(lie))
+        with pytest.raises(
+            exceptions.CatalogUnavailable, match='another question'
+        ):
+            ask(signer).versions('asked-for')
 
     @pytest.mark.parametrize(
         'nonsense',
