@@ -50,7 +50,7 @@ class RpcCatalog(api.Catalog):
 
     * 1.0 - the catalog of the first release. Its operations are arguments:
       an older conductor says which of them it does not know.
-    * 1.1 - ``nonce``: the answer is signed, if the conductor has a key. Sent
+    * 1.2 - ``nonce``: the answer is signed, if the conductor has a key. Sent
       by callers that know a public key, and by no others.
 
     :param url: ``rpc://``: the process's transport
@@ -60,8 +60,11 @@ class RpcCatalog(api.Catalog):
         whatever answers is believed
     """
 
-    VERSION = '1.1'
-    UNSIGNED_VERSION = '1.0'
+    VERSION = '1.2'
+    #: What every conductor of this major version understands.
+    VERSION_MIN = '1.0'
+    #: The first whose answers can be signed.
+    SIGNED_VERSION = '1.2'
 
     def __init__(
         self,
@@ -273,16 +276,17 @@ class RpcCatalog(api.Catalog):
         except cfg.NoSuchOptError:
             return default
 
-    def _call(self, operation: str, **arguments: Any) -> Any:
+    def _call(
+        self, operation: str, version: str = VERSION_MIN, /, **arguments: Any
+    ) -> Any:
+        """:param version: the first that has this operation"""
         given = plain.encode(arguments)
         if self._verifier is None:
-            answer = self._ask(
-                self.UNSIGNED_VERSION, operation, arguments=given
-            )
+            answer = self._ask(version, operation, arguments=given)
         else:
             nonce = signing.new_nonce()
             reply = self._ask(
-                self.VERSION, operation, arguments=given, nonce=nonce
+                self.SIGNED_VERSION, operation, arguments=given, nonce=nonce
             )
             answer = self._verifier.check(operation, given, nonce, reply)
         return plain.answer(answer)
@@ -301,10 +305,10 @@ class RpcCatalog(api.Catalog):
                 'is right'
             ) from exc
         except oslo_messaging.UnsupportedVersion as exc:
-            raise _too_old(version) from exc
+            raise _too_old(operation, version) from exc
         except oslo_messaging.RemoteError as exc:
             if exc.exc_type == 'UnsupportedVersion':
-                raise _too_old(version) from exc
+                raise _too_old(operation, version) from exc
             raise exceptions.CatalogUnavailable(
                 f'the conductor could not answer "{operation}": '
                 f'{exc.exc_type}: {exc.value}; see its log'
@@ -315,9 +319,14 @@ class RpcCatalog(api.Catalog):
             ) from exc
 
 
-def _too_old(version: str) -> exceptions.CatalogUnavailable:
-    return exceptions.CatalogUnavailable(
-        f'the conductor is older than interface {version}, which signs '
-        'answers; upgrade every conductor, or remove [conductor] public_keys '
-        'until then'
+def _too_old(operation: str, version: str) -> exceptions.LazyBlobError:
+    if version == RpcCatalog.SIGNED_VERSION:
+        return exceptions.CatalogUnavailable(
+            f'the conductor is older than interface {version}, which signs '
+            'answers; upgrade every conductor, or remove [conductor] '
+            'public_keys until then'
+        )
+    return exceptions.InvalidConfiguration(
+        f'this conductor knows no operation "{operation}"; upgrade '
+        'conductors before agents'
     )

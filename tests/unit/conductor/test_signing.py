@@ -300,7 +300,7 @@ class TestUpgrade:
     ):
         answer_by(self.Old(conductor))
         with pytest.raises(
-            exceptions.CatalogUnavailable, match=r'older than interface 1\.1'
+            exceptions.CatalogUnavailable, match=r'older than interface 1\.2'
         ):
             ask(signer).version('asked-for', 1)
 
