@@ -267,6 +267,8 @@ class EngineSteps:
             assert found['resumed'], self.kept.said()
             state = self.state(commit_id, None)
             self.seen.append(f'{stepped.read_text()}: {state}')
+            # Not at the end: all of them take minutes.
+            print(f'{number}: {self.seen[-1]}', flush=True)
         else:
             # The next seal ends the count.
             site.tell('engine-step', '0')
@@ -324,7 +326,7 @@ def test_wherever_the_engine_dies_its_successor_has_the_whole_dirty_state(
     number = 1 + int(time.time()) % EVERY_CALL
     while steps.try_step(number):
         number += EVERY_CALL
-    print('\n'.join(steps.seen))
+    print(f'the engine died {len(steps.seen)} times')
     states = {step.partition(': ')[2] for step in steps.seen}
     assert states <= {'published', 'Interrupted', 'unknown'}
     assert len(steps.seen) > 20 / EVERY_CALL
