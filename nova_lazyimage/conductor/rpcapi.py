@@ -22,6 +22,7 @@ only as contract 21 says. Nothing is repeated here.
 """
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import oslo_messaging
@@ -45,13 +46,17 @@ class RpcCatalog(api.Catalog):
 
     * 1.0 - the catalog of the first release. Its operations are arguments:
       an older conductor says which of them it does not know.
+    * 1.1 - ``report_bad``, ``bad_digests``, ``forget_bad``; begin_session
+      answers the first bad digests (None of a 1.0 conductor: none is known).
 
     :param url: ``rpc://``: the process's transport
     :param transport_url: another one
     :param conf: oslo.config's; default: the process's
     """
 
-    VERSION = '1.0'
+    VERSION = '1.1'
+    #: What every conductor of this major version understands.
+    VERSION_MIN = '1.0'
 
     def __init__(
         self,
@@ -81,14 +86,40 @@ class RpcCatalog(api.Catalog):
             self._info = self._call('repository')
         return self._info
 
-    def begin_session(self, owner: str, session_id: str) -> None:
-        self._call('begin_session', owner=owner, session_id=session_id)
+    def begin_session(self, owner: str, session_id: str) -> list[str]:
+        found = self._call('begin_session', owner=owner, session_id=session_id)
+        return found or []
 
     def end_session(self, session_id: str) -> None:
         self._call('end_session', session_id=session_id)
 
     def sessions(self) -> list[api.Session]:
         return self._call('sessions')
+
+    def report_bad(self, digests: Sequence[str], reporter: str) -> None:
+        self._call(
+            'report_bad',
+            '1.1',
+            digests=list(digests),
+            reporter=reporter,
+        )
+
+    def bad_digests(
+        self,
+        among: Sequence[str] | None = None,
+        after: str = '',
+        limit: int = api.BAD_DIGESTS_PAGE,
+    ) -> list[api.BadDigest]:
+        return self._call(
+            'bad_digests',
+            '1.1',
+            among=None if among is None else list(among),
+            after=after,
+            limit=limit,
+        )
+
+    def forget_bad(self, digests: Sequence[str]) -> None:
+        self._call('forget_bad', '1.1', digests=list(digests))
 
     def create(
         self,
@@ -240,7 +271,9 @@ class RpcCatalog(api.Catalog):
                 self._client = oslo_messaging.get_rpc_client(
                     self._transport,
                     oslo_messaging.Target(
-                        exchange=EXCHANGE, topic=TOPIC, version=self.VERSION
+                        exchange=EXCHANGE,
+                        topic=TOPIC,
+                        version=self.VERSION_MIN,
                     ),
                     timeout=self._patience(),
                     version_cap=self.VERSION,
@@ -255,10 +288,13 @@ class RpcCatalog(api.Catalog):
         except cfg.NoSuchOptError:
             return TIMEOUT_SECONDS
 
-    def _call(self, operation: str, **arguments: Any) -> Any:
+    def _call(
+        self, operation: str, version: str = VERSION_MIN, /, **arguments: Any
+    ) -> Any:
+        """:param version: the first that has this operation"""
         client = self._connected()
         try:
-            answer = client.call(
+            answer = client.prepare(version=version).call(
                 {},
                 'catalog',
                 operation=operation,
@@ -272,6 +308,11 @@ class RpcCatalog(api.Catalog):
                 f'the conductor did not answer "{operation}"; see that '
                 'lazyimage-conductor runs and that [DEFAULT] transport_url '
                 'is right'
+            ) from exc
+        except oslo_messaging.UnsupportedVersion as exc:
+            raise exceptions.InvalidConfiguration(
+                f'this conductor knows no operation "{operation}"; upgrade '
+                'conductors before agents'
             ) from exc
         except oslo_messaging.RemoteError as exc:
             raise exceptions.CatalogUnavailable(
