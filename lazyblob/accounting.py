@@ -108,6 +108,30 @@ def all_versions(catalog: api.Catalog) -> Iterator[api.Version]:
         )
 
 
+def scoped(
+    catalog: api.Catalog,
+    scope_of: Callable[[str], str],
+    blob_id: str | None = None,
+    number: int | None = None,
+) -> Iterator[tuple[api.Version, str]]:
+    """Versions with the scopes of their digests: one, or all.
+
+    :param blob_id: None: every version of every blob
+    :param number: None: the blob's newest
+    """
+    found: Iterable[api.Version] = (
+        all_versions(catalog)
+        if blob_id is None
+        else [catalog.version(blob_id, number)]
+    )
+    for version in found:
+        try:
+            scope = scope_of(version.blob_id)
+        except exceptions.NotFound:
+            continue  # Deleted since its page was read.
+        yield version, scope
+
+
 def account(
     catalog: api.Catalog,
     objects: Iterable[tuple[bytes, int]],

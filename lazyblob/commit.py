@@ -18,8 +18,8 @@ relies on (contract 31).
 
 An import reads back what the store says it has already, and replaces what is
 not what its digest names: its source is at hand this once. A COMMIT believes
-the store, as far as its plausible lengths go; to list what is bad, and mend
-it, is for a command of its own.
+the store, as far as its plausible lengths go. Both overwrite what the catalog
+lists as bad (:mod:`lazyblob.bad`); the listing goes after the sync.
 
 Crash: at any point it leaves objects that no version reaches, which the
 collector removes, and nothing else.
@@ -39,6 +39,7 @@ import uuid
 from collections.abc import Iterator
 from types import TracebackType
 
+from lazyblob import bad
 from lazyblob import chunk
 from lazyblob import digest
 from lazyblob import exceptions
@@ -66,7 +67,7 @@ class Statistics:
     """Counts and uncompressed bytes of chunks by outcome.
 
     :ivar replaced_objects: of the stored ones and of nodes, those that the
-        store had, but not as their digest names them
+        store had, but not as their digest names them, or that were listed
     :ivar written_bytes: what the store received, headers and nodes included
     """
 
@@ -135,7 +136,10 @@ class Commit:
         self._builder = manifest.Builder(parent)
         self._lock = threading.Lock()
         self._is_open = True
-        catalog.begin_session(owner or default_owner(), self.session_id)
+        self._bad = bad.Listed(
+            catalog,
+            catalog.begin_session(owner or default_owner(), self.session_id),
+        )
 
     def put(self, index: int, data: digest.Buffer) -> Outcome:
         """Store a whole chunk, unless it is there or need not be.
@@ -151,7 +155,10 @@ class Commit:
             outcome, name = Outcome.ZERO, None
         else:
             name = digest.of(data, self._keys.chunk)
-            if self._parent is not None and self._parent.get(index) == name:
+            is_parents = (
+                self._parent is not None and self._parent.get(index) == name
+            )
+            if is_parents and name not in self._bad:
                 outcome = Outcome.UNCHANGED
             else:
                 written_bytes = self._put(name, data, chunk.Kind.CHUNK)
@@ -187,7 +194,11 @@ class Commit:
         known = set()
         if self._parent is not None:
             known = {name for name, _ in self._parent.encode(self._keys).nodes}
-        new = [pair for pair in encoded.nodes if pair[0] not in known]
+        new = [
+            pair
+            for pair in encoded.nodes
+            if pair[0] not in known or pair[0] in self._bad
+        ]
         for level, nodes in _by_level(new):
             LOG.debug('Writing %d nodes of level %d', len(nodes), level)
             self._put_nodes(nodes)
@@ -195,6 +206,7 @@ class Commit:
             encoded.root, encoded.descriptor, chunk.Kind.DESCRIPTOR
         )
         self._store.sync(_names(made, encoded))
+        self._bad.mended()
         return encoded.root.hex()
 
     def abort(self) -> None:
@@ -229,19 +241,21 @@ class Commit:
         """How many bytes the store received: none of what it has."""
         # Of nodes a COMMIT need not ask: there are few, and a put looks.
         asks = self._reads_back or kind == chunk.Kind.CHUNK
-        is_there = asks and self._store.has(name)
+        is_bad = name in self._bad
+        is_there = not is_bad and asks and self._store.has(name)
         if is_there and (
             not self._reads_back or self._holds(name, content, kind)
         ):
             return 0
         parts = chunk.packed(content, kind, is_project=self._keys.is_project)
-        if is_there:
+        if is_there or is_bad:
             LOG.warning(
                 '"%s" was damaged in "%s"; replacing it',
                 name.hex(),
                 self._store.url,
             )
             self._store.replace(name, *parts)
+            self._bad.replaced(name)
             with self._lock:
                 self.statistics.replaced_objects += 1
         else:

@@ -89,6 +89,8 @@ class FileStore(objects.ObjectStore):
     that a service may start before its mount.
     """
 
+    asks_cheaply = True
+
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._root = path_of(url)
