@@ -205,18 +205,19 @@ def test_a_source_that_is_away_is_passed_over(repo, image, source):
 class Faulty:
     """A part of which the n-th call fails, or kills the process.
 
-    :param dies_after: the call is made first
+    Looks at what is sound are not counted: there are hundreds.
     """
 
     NAMES = frozenset(
         ('replace', 'sync', 'get', 'has', 'list', 'bad_digests', 'report_bad')
         + ('forget_bad', 'begin_session', 'end_session', 'list_versions')
+        + ('version',)
     )
 
-    def __init__(self, inner, counter, nth, action, *, dies_after=False):
+    def __init__(self, inner, hurt, is_it, action, dies_after):
         self._inner = inner
-        self._counter = counter
-        self._nth = nth
+        self._hurt = hurt
+        self._is_it = is_it
         self._action = action
         self._dies_after = dies_after
 
@@ -226,7 +227,8 @@ class Faulty:
             return inner
 
         def call(*arguments, **more):
-            is_it = next(self._counter) == self._nth
+            counts = name not in ('get', 'has') or arguments[0] in self._hurt
+            is_it = counts and self._is_it()
             if is_it and not self._dies_after:
                 self._action()
             answer = inner(*arguments, **more)
@@ -237,11 +239,17 @@ class Faulty:
         return call
 
 
-def faulty(repo, nth, action, **more):
+def faulty(repo, hurt, nth, action, *, dies_after=False):
     counter = itertools.count()
+
+    def is_it():
+        return next(counter) == nth
+
     made = repository.Repository(
-        Faulty(repo.store, counter, nth, action, **more),
-        Faulty(repo.catalog, counter, nth, action, **more),
+        *(
+            Faulty(part, set(hurt), is_it, action, dies_after)
+            for part in (repo.store, repo.catalog)
+        )
     )
     # Asked for before the first call that counts.
     made._info = repo.info
@@ -265,7 +273,7 @@ def test_each_call_that_fails_leaves_what_can_be_repeated(
         for name in hurt:
             path_of(repo, name).unlink(missing_ok=True)
         try:
-            faulty(repo, nth, fail).repair(
+            faulty(repo, hurt, nth, fail).repair(
                 [source], options=verifying.Options(threads=1)
             )
         except exceptions.LazyBlobError:
@@ -291,7 +299,7 @@ def test_killed_at_any_call_it_is_completed_by_the_next(
 ):
     """A process that ends between two calls, before or after each."""
     ended = 0
-    for nth in itertools.count(0, 7):
+    for nth in itertools.count():
         for name in hurt:
             path_of(repo, name).unlink(missing_ok=True)
         child = os.fork()
@@ -299,10 +307,15 @@ def test_killed_at_any_call_it_is_completed_by_the_next(
             try:
                 mine = repository.connect(*urls)
                 doomed = faulty(
-                    mine, nth, lambda: os._exit(9), dies_after=dies_after
+                    mine,
+                    hurt,
+                    nth,
+                    lambda: os._exit(9),
+                    dies_after=dies_after,
                 )
                 options = verifying.Options(threads=1, reads_data=False)
-                doomed.repair([source], options=options)
+                # One version: what lists the store does not live in a fork.
+                doomed.repair([source], 'image', options=options)
                 os._exit(0)
             finally:
                 os._exit(1)
@@ -317,4 +330,4 @@ def test_killed_at_any_call_it_is_completed_by_the_next(
         assert repo.repair([source], options=LOOK).lost == {}, nth
         assert repo.verify().is_sound, nth
         assert listed(repo) == [], nth
-    assert ended > 3
+    assert ended > 15
