@@ -249,7 +249,7 @@ class Routes:
         found = self._agent.engine.cached(bytes.fromhex(digest), size)
         if found is None:
             raise errors.NoSuchChunk(
-                f'chunk "{digest}" of {size} bytes is not in this host\'s cache'
+                f'this host\'s cache holds no chunk "{digest}" of {size} bytes'
             )
         return 200, found
 
