@@ -318,9 +318,11 @@ class Survey:
         if exc is None:
             return content
         found = None if self._rescue is None else self._rescue(asked)
-        if found is None:
+        if found is not None:
+            return found
+        if isinstance(exc, (exceptions.NotFound, exceptions.ChunkCorrupt)):
             raise exc
-        return found
+        raise exceptions.ChunkCorrupt(str(exc)) from exc
 
     def _submit(
         self,

@@ -144,7 +144,7 @@ def options(arguments: argparse.Namespace) -> 'verifying.Options':
         subset=part,
         threads=arguments.threads,
         pace=pace,
-        reporter=reporter('verify'),
+        reporter=reporter(arguments.command),
     )
 
 
