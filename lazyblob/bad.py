@@ -53,6 +53,11 @@ class Listed:
             self._is_longer and bool(self._catalog.bad_digests([name.hex()]))
         )
 
+    def give_up(self, why: exceptions.LazyBlobError) -> None:
+        """This writer may not overwrite: as if nothing were listed."""
+        self._page = frozenset()
+        LOG.warning('What is listed as bad is left to others: %s', why)
+
     def replaced(self, name: bytes) -> None:
         """It was overwritten; it stays in the list until :meth:`mended`."""
         with self._lock:

@@ -239,27 +239,39 @@ class Commit:
         self, name: bytes, content: digest.Buffer, kind: chunk.Kind
     ) -> int:
         """How many bytes the store received: none of what it has."""
+        if name in self._bad:
+            try:
+                return self._replace(name, content, kind)
+            except exceptions.StoreDenied as exc:
+                # An agent need not have the right (contract 34).
+                self._bad.give_up(exc)
         # Of nodes a COMMIT need not ask: there are few, and a put looks.
         asks = self._reads_back or kind == chunk.Kind.CHUNK
-        is_bad = name in self._bad
-        is_there = not is_bad and asks and self._store.has(name)
+        is_there = asks and self._store.has(name)
         if is_there and (
             not self._reads_back or self._holds(name, content, kind)
         ):
             return 0
+        if is_there:
+            return self._replace(name, content, kind)
         parts = chunk.packed(content, kind, is_project=self._keys.is_project)
-        if is_there or is_bad:
-            LOG.warning(
-                '"%s" was damaged in "%s"; replacing it',
-                name.hex(),
-                self._store.url,
-            )
-            self._store.replace(name, *parts)
-            self._bad.replaced(name)
-            with self._lock:
-                self.statistics.replaced_objects += 1
-        else:
-            self._store.put(name, *parts)
+        self._store.put(name, *parts)
+        return sum(map(len, parts))
+
+    def _replace(
+        self, name: bytes, content: digest.Buffer, kind: chunk.Kind
+    ) -> int:
+        """Overwrite what is bad; how many bytes the store received."""
+        parts = chunk.packed(content, kind, is_project=self._keys.is_project)
+        self._store.replace(name, *parts)
+        LOG.warning(
+            '"%s" was damaged in "%s"; replaced it',
+            name.hex(),
+            self._store.url,
+        )
+        self._bad.replaced(name)
+        with self._lock:
+            self.statistics.replaced_objects += 1
         return sum(map(len, parts))
 
     def _holds(

@@ -132,9 +132,10 @@ class Survey:
                     future.cancel()
                 self._tell()
         if self._is_whole:
-            sizes = [size for _, size in self.unreferenced()]
-            report.unreferenced_objects = len(sizes)
-            report.unreferenced_bytes = sum(sizes)
+            report.unreferenced_objects = report.unreferenced_bytes = 0
+            for _, size_bytes in self.unreferenced():
+                report.unreferenced_objects += 1
+                report.unreferenced_bytes += size_bytes
             report.find_unreferenced = self.unreferenced
         report.find_problems = self.problems
         return report

@@ -65,7 +65,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         '--dry-run',
         action='store_true',
-        help='tell what would be put back, and change nothing',
+        help='tell what would be put back, and put back nothing',
     )
     console.add_format(parser)
     console.teach(

@@ -164,6 +164,28 @@ def test_an_import_overwrites_it_unread(repo, image, expect_logs):
     assert listed(repo) == []
 
 
+def test_a_writer_that_may_not_overwrite_leaves_it_to_others(
+    repo, disk, expect_logs, monkeypatch
+):
+    """As agents, whose rights to the store need not reach so far."""
+    name, lost = chunk_at(repo, 0), chunk_at(repo, 1)
+    path_of(repo, lost).unlink()
+    repo.catalog.report_bad([name.hex(), lost.hex()], 'test')
+    denied = []
+
+    def refuse(name, *parts):
+        denied.append(name)
+        raise exceptions.StoreDenied('made for this test')
+
+    monkeypatch.setattr(repo.store, 'replace', refuse)
+    chunks = {5: DATA[:CHUNK], 4: DATA[CHUNK : 2 * CHUNK]}
+    with expect_logs('left to others'):
+        assert commit(repo, disk, chunks) == ['known', 'stored']
+    assert denied == [name]
+    assert listed(repo) == sorted([name.hex(), lost.hex()])
+    assert repo.verify().is_sound
+
+
 def test_it_stays_listed_until_the_store_is_synced(
     repo, disk, expect_logs, monkeypatch
 ):

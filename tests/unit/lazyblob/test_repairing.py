@@ -290,7 +290,7 @@ def test_each_call_that_fails_leaves_what_can_be_repeated(
         assert listed(repo) == [], nth
         for session in repo.catalog.sessions():
             repo.catalog.end_session(session.id)
-    assert nth > 20
+    assert nth > 15
 
 
 @pytest.mark.parametrize('dies_after', [False, True])
