@@ -131,7 +131,12 @@ def _says_yes(source: Source, asked: wanted.Wanted) -> bool:
     try:
         return source.has(asked)
     except (exceptions.StoreError, exceptions.NotFound) as exc:
-        LOG.warning('"%s" was not asked: %s', source.label, exc)
+        LOG.warning(
+            '"%s" is passed over for "%s": %s',
+            source.label,
+            asked.name.hex(),
+            exc,
+        )
         return False
 
 

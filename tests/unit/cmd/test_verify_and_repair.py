@@ -218,6 +218,7 @@ class TestRepair:
             'web',
         }
 
+    @pytest.mark.expect_logs('is passed over')
     def test_an_agents_cache_gives_chunks(self, made, tmp_path, monkeypatch):
         """Believed only if they are what was asked for."""
         first, second, third = objects(tmp_path)[:3]
@@ -240,7 +241,7 @@ class TestRepair:
         assert json.loads(out)['repaired'] == [first.name]
         assert json.loads(out)['lost_objects'] == 2
 
-    @pytest.mark.expect_logs('was not asked')
+    @pytest.mark.expect_logs('is passed over')
     def test_an_agent_that_is_away_is_passed_over(
         self, made, backup, tmp_path
     ):

@@ -185,7 +185,7 @@ def test_a_source_that_lies_is_not_believed(repo, image, other, tmp_path):
     liar.close()
 
 
-@pytest.mark.expect_logs('was not asked')
+@pytest.mark.expect_logs('is passed over')
 def test_a_source_that_is_away_is_passed_over(repo, image, source):
     name = repo.manifest(image.root).get(0)
     path_of(repo, name).unlink()
@@ -231,10 +231,11 @@ class Faulty:
             is_it = counts and self._is_it()
             if is_it and not self._dies_after:
                 self._action()
-            answer = inner(*arguments, **more)
-            if is_it and self._dies_after:
-                self._action()
-            return answer
+            try:
+                return inner(*arguments, **more)
+            finally:
+                if is_it and self._dies_after:
+                    self._action()
 
         return call
 

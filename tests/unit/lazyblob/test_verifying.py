@@ -152,7 +152,7 @@ class TestSound:
         data = some_data(300, seed=3)
         repo.create([data], blob_id='large', **SIZES)
         for number in range(5):
-            repo.clone('large', blob_id=f'clone {number}')
+            repo.clone('large', blob_id=f'clone-{number}')
         repo.create([data[: 7 * CHUNK] * 2], blob_id='parts', **SIZES)
         store.calls.clear()
         report = repo.verify()
