@@ -87,7 +87,7 @@ def look(chunk_count: int, folder: pathlib.Path) -> dict[str, float]:
     class Listed(file.FileStore):
         """Says that it has the chunks; nodes and roots are files."""
 
-        asks_cheaply = False
+        is_remote = True
 
         def list(self) -> Iterator[tuple[bytes, int]]:
             yield from super().list()

@@ -194,11 +194,7 @@ class Commit:
         known = set()
         if self._parent is not None:
             known = {name for name, _ in self._parent.encode(self._keys).nodes}
-        new = [
-            pair
-            for pair in encoded.nodes
-            if pair[0] not in known or pair[0] in self._bad
-        ]
+        new = [pair for pair in encoded.nodes if pair[0] not in known]
         for level, nodes in _by_level(new):
             LOG.debug('Writing %d nodes of level %d', len(nodes), level)
             self._put_nodes(nodes)
@@ -241,7 +237,7 @@ class Commit:
         """How many bytes the store received: none of what it has."""
         if name in self._bad:
             try:
-                return self._replace(name, content, kind)
+                return self._replace_listed(name, content, kind)
             except exceptions.StoreDenied as exc:
                 # An agent need not have the right (contract 34).
                 self._bad.give_up(exc)
@@ -252,23 +248,27 @@ class Commit:
             not self._reads_back or self._holds(name, content, kind)
         ):
             return 0
-        if is_there:
-            return self._replace(name, content, kind)
         parts = chunk.packed(content, kind, is_project=self._keys.is_project)
-        self._store.put(name, *parts)
+        if is_there:
+            LOG.warning(
+                '"%s" was damaged in "%s"; replacing it',
+                name.hex(),
+                self._store.url,
+            )
+            self._store.replace(name, *parts)
+            with self._lock:
+                self.statistics.replaced_objects += 1
+        else:
+            self._store.put(name, *parts)
         return sum(map(len, parts))
 
-    def _replace(
+    def _replace_listed(
         self, name: bytes, content: digest.Buffer, kind: chunk.Kind
     ) -> int:
-        """Overwrite what is bad; how many bytes the store received."""
+        """Overwrite what is listed as bad. :raises StoreDenied:"""
         parts = chunk.packed(content, kind, is_project=self._keys.is_project)
         self._store.replace(name, *parts)
-        LOG.warning(
-            '"%s" was damaged in "%s"; replaced it',
-            name.hex(),
-            self._store.url,
-        )
+        LOG.warning('"%s" was listed as bad; replaced it', name.hex())
         self._bad.replaced(name)
         with self._lock:
             self.statistics.replaced_objects += 1

@@ -59,6 +59,8 @@ _LISTED = 4
 _CLEAN = 8
 _TOLD_AT_ONCE = 100
 _STEP = 500
+_THREADS = 4
+_REMOTE_THREADS = 8
 #: Not the object's fault: the store may answer later, or to somebody else.
 _PASSING = (exceptions.TemporaryStoreError, exceptions.StoreDenied)
 
@@ -100,9 +102,12 @@ class Survey:
         self._found_bad: list[str] = []
         self._found_sound: list[str] = []
         self._version: tuple[str, int] = ('', 0)
-        self._window = 4 * options.threads
+        threads = options.threads or (
+            _REMOTE_THREADS if store.is_remote else _THREADS
+        )
+        self._window = 4 * threads
         self._pool = concurrent.futures.ThreadPoolExecutor(
-            options.threads, thread_name_prefix='verify'
+            threads, thread_name_prefix='verify'
         )
         self._pending: collections.deque[
             tuple[
@@ -127,6 +132,7 @@ class Survey:
                     report.version_count += 1
                 self._settle(0)
                 self._drop_deleted()
+                self._say_reached()
             finally:
                 for *_, future in self._pending:
                     future.cancel()
@@ -155,11 +161,11 @@ class Survey:
     # The walk
 
     def _list(self) -> None:
-        for count, (name, size_bytes) in enumerate(self._store.list(), 1):
+        for name, size_bytes in self._store.list():
             self._seen.add(name, size_bytes)
             self._seen.mark(name, _PRESENT)
-            if count % _STEP == 0:
-                self._say('listing', count, None)
+            if len(self._seen) % _STEP == 0:
+                self._say('listing', len(self._seen), None)
         self._listed_count = len(self._seen)
 
     def _walk(self, version: api.Version, scope: str) -> None:
@@ -238,9 +244,7 @@ class Survey:
             return False
         self._report.object_count += 1
         if self._report.object_count % _STEP == 0:
-            self._say(
-                'verifying', self._report.object_count, self._listed_count
-            )
+            self._say_reached()
         return True
 
     # One object
@@ -256,7 +260,7 @@ class Survey:
         if is_read:
             self._report.read_bytes += asked.size_bytes
             self._submit(asked, self._proof)
-        elif self._store.asks_cheaply:
+        elif not self._store.is_remote:
             exc = self._presence(asked)
             if exc is not None:
                 self._fault(asked, exc)
@@ -379,6 +383,9 @@ class Survey:
                 are_there[fault.first] = _is_there(self._catalog, *fault.first)
             if fault.is_missing and not are_there[fault.first]:
                 del self._report.faults[name]
+
+    def _say_reached(self) -> None:
+        self._say('verifying', self._report.object_count, self._listed_count)
 
     def _say(self, step: str, done: int, total: int | None) -> None:
         if self._progress is not None:

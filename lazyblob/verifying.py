@@ -87,12 +87,13 @@ class Options:
 
     :ivar reads_data: chunks are read and proved
     :ivar subset: of the chunks, only these are
+    :ivar threads: that read; None: as many as suit the store
     :ivar pace: bounds the bytes that are read from the store
     :ivar reporter: who it is in the list of bad digests
     """
 
     reads_data: bool = True
     subset: Subset | None = None
-    threads: int = 4
+    threads: int | None = None
     pace: pacing.Pace | None = None
     reporter: str = 'verify'

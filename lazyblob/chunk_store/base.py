@@ -42,8 +42,9 @@ class ChunkStore(abc.ABC):
     """
 
     url: str
-    #: Whether :meth:`has` costs no more than an entry of :meth:`list`.
-    asks_cheaply = False
+    #: Each call is a journey: who uses it has more of them under way at once,
+    #: and does not ask what a put will answer anyway.
+    is_remote: bool = False
 
     @abc.abstractmethod
     def initialise(self) -> None:

@@ -89,8 +89,6 @@ class FileStore(objects.ObjectStore):
     that a service may start before its mount.
     """
 
-    asks_cheaply = True
-
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._root = path_of(url)

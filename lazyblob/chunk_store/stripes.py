@@ -179,8 +179,6 @@ class StripedStore(base.ChunkStore):
     The folders need not exist yet; each is looked for when it is needed.
     """
 
-    asks_cheaply = True
-
     def __init__(self, url: str) -> None:
         self.url = url
         self._disks = [Disk(path) for path in paths_of(url)]

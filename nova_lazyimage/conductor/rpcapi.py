@@ -310,11 +310,10 @@ class RpcCatalog(api.Catalog):
                 'is right'
             ) from exc
         except oslo_messaging.UnsupportedVersion as exc:
-            raise exceptions.InvalidConfiguration(
-                f'this conductor knows no operation "{operation}"; upgrade '
-                'conductors before agents'
-            ) from exc
+            raise _too_old(operation) from exc
         except oslo_messaging.RemoteError as exc:
+            if exc.exc_type == 'UnsupportedVersion':
+                raise _too_old(operation) from exc
             raise exceptions.CatalogUnavailable(
                 f'the conductor could not answer "{operation}": '
                 f'{exc.exc_type}: {exc.value}; see its log'
@@ -324,3 +323,10 @@ class RpcCatalog(api.Catalog):
                 f'the conductor cannot be asked "{operation}": {exc}'
             ) from exc
         return plain.answer(answer)
+
+
+def _too_old(operation: str) -> exceptions.InvalidConfiguration:
+    return exceptions.InvalidConfiguration(
+        f'this conductor knows no operation "{operation}"; upgrade conductors '
+        'before agents'
+    )

@@ -84,9 +84,8 @@ def add_depth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--threads',
         type=int,
-        default=4,
         metavar='N',
-        help='read so many objects at once (default: 4)',
+        help='read so many objects at once (default: as suits the store)',
     )
 
 
@@ -127,7 +126,8 @@ def options(arguments: argparse.Namespace) -> 'verifying.Options':
     from lazyblob import pacing
     from lazyblob import verifying
 
-    at_least_one('--threads', arguments.threads)
+    if arguments.threads is not None:
+        at_least_one('--threads', arguments.threads)
     part, pace = None, None
     if arguments.subset is not None:
         if not arguments.read_data:

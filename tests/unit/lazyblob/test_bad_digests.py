@@ -109,7 +109,7 @@ def test_a_writer_overwrites_what_is_listed(repo, disk, expect_logs):
     name = chunk_at(repo, 0)
     damage(repo, name)
     repo.catalog.report_bad([name.hex()], 'test')
-    with expect_logs('was damaged in'):
+    with expect_logs('was listed as bad'):
         # Equal content at another place: the store is said to have it.
         assert commit(repo, disk, {5: DATA[:CHUNK]}) == ['stored']
     assert listed(repo) == []
@@ -122,7 +122,7 @@ def test_what_is_missing_and_listed_leaves_the_list_too(
     name = chunk_at(repo, 0)
     path_of(repo, name).unlink()
     repo.catalog.report_bad([name.hex()], 'test')
-    with expect_logs('was damaged in'):
+    with expect_logs('was listed as bad'):
         commit(repo, disk, {5: DATA[:CHUNK]})
     assert listed(repo) == []
     assert repo.verify().is_sound
@@ -134,24 +134,20 @@ def test_a_chunk_that_the_parent_has_is_overwritten_too(
     name = chunk_at(repo, 0)
     damage(repo, name)
     repo.catalog.report_bad([name.hex()], 'test')
-    with expect_logs('was damaged in'):
+    with expect_logs('was listed as bad'):
         assert commit(repo, disk, {0: DATA[:CHUNK]}) == ['stored']
     assert repo.verify().is_sound
 
 
-def test_a_node_that_the_parent_has_is_overwritten_too(
-    repo, disk, expect_logs
+def test_nodes_and_roots_are_overwritten_by_who_writes_them(
+    repo, image, expect_logs
 ):
-    """Its content is in the writer's memory."""
-    root = repo.catalog.version('image').root
-    head = repo.catalog.version('disk')
-    parent = repo.manifest(head.root)
-    name = repo.tree(root).descriptor.tree
-    damage(repo, name)
-    repo.catalog.report_bad([name.hex(), root], 'test')
-    with expect_logs('was damaged in', 2):
-        with repo.commit(disk, parent, size_bytes=head.size_bytes) as target:
-            target.finish()
+    names = [repo.tree(image.root).descriptor.tree, bytes.fromhex(image.root)]
+    for name in names:
+        damage(repo, name)
+    repo.catalog.report_bad([name.hex() for name in names], 'test')
+    with expect_logs('was listed as bad', 2):
+        repo.create([DATA], blob_id='again', **SIZES)
     assert listed(repo) == []
     assert repo.verify().is_sound
 
@@ -159,7 +155,7 @@ def test_a_node_that_the_parent_has_is_overwritten_too(
 def test_an_import_overwrites_it_unread(repo, image, expect_logs):
     names = [chunk_at(repo, index).hex() for index in range(3)]
     repo.catalog.report_bad(names, 'test')
-    with expect_logs('was damaged in', 3):
+    with expect_logs('was listed as bad', 3):
         repo.create([DATA], blob_id='again', **SIZES)
     assert listed(repo) == []
 
@@ -197,12 +193,12 @@ def test_it_stays_listed_until_the_store_is_synced(
 
     with monkeypatch.context() as patch:
         patch.setattr(repo.store, 'sync', fail)
-        with expect_logs('was damaged in'):
+        with expect_logs('was listed as bad'):
             with pytest.raises(exceptions.StoreError):
                 commit(repo, disk, {5: DATA[:CHUNK]})
     assert listed(repo) == [name]
     # Dead after the sync and before the publish: it is gone, and sound.
-    with expect_logs('was damaged in'):
+    with expect_logs('was listed as bad'):
         commit(repo, disk, {5: DATA[:CHUNK]}, publishes=False)
     assert listed(repo) == []
 
@@ -213,7 +209,7 @@ def test_a_catalog_that_is_away_leaves_it_listed(
     name = chunk_at(repo, 0).hex()
     catalog.report_bad([name], 'test')
     catalog.failing = 'forget_bad'
-    with expect_logs('was damaged in'), expect_logs('stay listed'):
+    with expect_logs('was listed as bad'), expect_logs('stay listed'):
         commit(repo, disk, {5: DATA[:CHUNK]})
     assert listed(repo) == [name]
 
@@ -237,7 +233,7 @@ def test_a_list_of_more_than_a_page_is_asked_of_each_object(
     name = chunk_at(repo, 0)
     damage(repo, name)
     catalog.report_bad([name.hex()], 'test')
-    with expect_logs('was damaged in'):
+    with expect_logs('was listed as bad'):
         commit(repo, disk, {5: DATA[:CHUNK], 4: DATA[:CHUNK]})
     assert catalog.bad_digests([name.hex()]) == []
     assert len(listed(repo)) == 1000
