@@ -165,7 +165,7 @@ def _account(
         try:
             tree = open_tree(version)
         except exceptions.NotFound:
-            if not _is_there(catalog, version):
+            if not is_there(catalog, version.blob_id, version.number):
                 continue  # Deleted since its page was read.
             raise
         blob = blobs.setdefault(version.blob_id, len(blobs))
@@ -189,9 +189,10 @@ def _account(
     return found
 
 
-def _is_there(catalog: api.Catalog, version: api.Version) -> bool:
+def is_there(catalog: api.Catalog, blob_id: str, number: int) -> bool:
+    """Whether a version still exists."""
     try:
-        catalog.version(version.blob_id, version.number)
+        catalog.version(blob_id, number)
     except exceptions.NotFound:
         return False
     return True

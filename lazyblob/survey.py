@@ -42,6 +42,7 @@ import collections
 import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from lazyblob import accounting
 from lazyblob import chunk
 from lazyblob import damage
 from lazyblob import exceptions
@@ -380,7 +381,9 @@ class Survey:
         are_there: dict[tuple[str, int], bool] = {}
         for name, fault in list(self._report.faults.items()):
             if fault.first not in are_there:
-                are_there[fault.first] = _is_there(self._catalog, *fault.first)
+                are_there[fault.first] = accounting.is_there(
+                    self._catalog, *fault.first
+                )
             if fault.is_missing and not are_there[fault.first]:
                 del self._report.faults[name]
 
@@ -397,11 +400,3 @@ def _pages(catalog: api.Catalog) -> Iterator[api.BadDigest]:
     while page:
         yield from page
         page = catalog.bad_digests(after=page[-1].digest)
-
-
-def _is_there(catalog: api.Catalog, blob_id: str, number: int) -> bool:
-    try:
-        catalog.version(blob_id, number)
-    except exceptions.NotFound:
-        return False
-    return True
