@@ -37,6 +37,8 @@ TOPIC = 'lazyimage-conductor'
 # Not the process's: glance-api has another one by default than an agent.
 EXCHANGE = 'lazyimage'
 TIMEOUT_SECONDS = 30
+#: The version that an operation came with, if it is not the first.
+SINCE = dict.fromkeys(('report_bad', 'bad_digests', 'forget_bad'), '1.1')
 
 
 class RpcCatalog(api.Catalog):
@@ -97,12 +99,7 @@ class RpcCatalog(api.Catalog):
         return self._call('sessions')
 
     def report_bad(self, digests: Sequence[str], reporter: str) -> None:
-        self._call(
-            'report_bad',
-            '1.1',
-            digests=list(digests),
-            reporter=reporter,
-        )
+        self._call('report_bad', digests=list(digests), reporter=reporter)
 
     def bad_digests(
         self,
@@ -112,14 +109,13 @@ class RpcCatalog(api.Catalog):
     ) -> list[api.BadDigest]:
         return self._call(
             'bad_digests',
-            '1.1',
             among=None if among is None else list(among),
             after=after,
             limit=limit,
         )
 
     def forget_bad(self, digests: Sequence[str]) -> None:
-        self._call('forget_bad', '1.1', digests=list(digests))
+        self._call('forget_bad', digests=list(digests))
 
     def create(
         self,
@@ -288,13 +284,12 @@ class RpcCatalog(api.Catalog):
         except cfg.NoSuchOptError:
             return TIMEOUT_SECONDS
 
-    def _call(
-        self, operation: str, version: str = VERSION_MIN, /, **arguments: Any
-    ) -> Any:
-        """:param version: the first that has this operation"""
-        client = self._connected()
+    def _call(self, operation: str, **arguments: Any) -> Any:
+        client = self._connected().prepare(
+            version=SINCE.get(operation, self.VERSION_MIN)
+        )
         try:
-            answer = client.prepare(version=version).call(
+            answer = client.call(
                 {},
                 'catalog',
                 operation=operation,
