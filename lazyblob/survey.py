@@ -32,8 +32,8 @@ A store that does not answer, or refuses, ends the run with its error: nobody
 can say what it holds. An object that it cannot read (the disk below it says
 so) is a fault like any other.
 
-Memory: 45 MB for a million objects (:mod:`lazyblob.inventory`), some chunks
-under way, a few hundred bytes for each fault.
+Memory: 67 MiB for a million objects (:mod:`lazyblob.inventory`; ``make bench
+ONLY=verify``), some chunks under way, a few hundred bytes for each fault.
 
 Threads: one calls; a few read.
 """
