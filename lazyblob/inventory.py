@@ -11,11 +11,11 @@
 # under the License.
 """An inventory: millions of digests, each with its size and some marks.
 
-A Python dictionary takes some 200 bytes for a digest with size and marks. Here
-it is 35 bytes in one of 65,536 buckets, which its first two bytes choose: a
-table of the rest, the stored size and the marks. Digests are evenly distributed, so a bucket of a
-million has 15 entries, and one of a hundred million 1,500, which a search
-passes in microseconds.
+A Python dictionary takes some 200 bytes for such an entry. Here it is 35
+bytes in one of 65,536 buckets, which the digest's first two bytes choose: a
+table of the rest, the stored size and the marks. Digests are evenly
+distributed, so a bucket of a million has 15 entries, and one of a hundred
+million 1,500, which a search passes in microseconds.
 
 Memory: 65 bytes a digest for a million, with what buckets that grow leave to
 the allocator; 40 bytes for many.
