@@ -19,6 +19,7 @@ the row; objects go only through the collector.
 Threads: one instance serves them all. Nothing connects before it is used.
 """
 
+import functools
 import os
 import pathlib
 import uuid
@@ -37,6 +38,8 @@ from lazyblob import manifest as manifests
 from lazyblob import patience
 from lazyblob import plugins
 from lazyblob import reader as readers
+from lazyblob import repairing
+from lazyblob import survey
 from lazyblob import tree as trees
 from lazyblob import verifying
 from lazyblob.catalog import api
@@ -245,22 +248,44 @@ class Repository:
 
     def verify(
         self,
-        blob_id: str,
+        blob_id: str | None = None,
         version: int | None = None,
-        progress: Callable[[int], None] | None = None,
-        *,
-        threads: int = 4,
+        options: verifying.Options | None = None,
+        progress: verifying.Progress | None = None,
     ) -> verifying.Report:
-        """Read everything that a version needs and check every digest.
+        """See that a version, or all of them, can be read back.
 
-        :raises ChunkCorrupt: of the manifest itself; chunks are reported
+        What is wrong is told, and listed in the catalog; it raises nothing.
+
+        :param blob_id: None: the whole repository
+        :param options: default: everything is read
+        :raises StoreError: the store does not answer
         """
-        blob = self.catalog.get(blob_id)
-        found = self.catalog.version(blob_id, version)
-        return verifying.verify(
-            self.manifest(found.root, blob.scope),
-            self._chunk_fetcher(blob.scope),
-            threads=threads,
+        return self._survey(blob_id, version, options, progress).run()
+
+    def repair(
+        self,
+        sources: Sequence[repairing.Source],
+        blob_id: str | None = None,
+        version: int | None = None,
+        options: verifying.Options | None = None,
+        progress: verifying.Progress | None = None,
+        *,
+        is_dry: bool = False,
+    ) -> repairing.Outcome:
+        """Put back what is damaged or missing, as far as a source has it.
+
+        :param is_dry: say only what would be put back
+        :raises StoreError: the store does not answer, or does not take it
+        """
+        return repairing.repair(
+            self.store,
+            self.catalog,
+            lambda rescue: self._survey(
+                blob_id, version, options, progress, rescue
+            ),
+            sources,
+            is_dry=is_dry,
             progress=progress,
         )
 
@@ -394,14 +419,10 @@ class Repository:
 
         :param progress: called with the versions done so far
         """
-        scopes: dict[str, str] = {}
+        scope_of = self._scopes()
 
         def open_tree(version: api.Version) -> trees.Tree:
-            if version.blob_id not in scopes:
-                scopes.clear()
-                blob = self.catalog.get(version.blob_id)
-                scopes[version.blob_id] = blob.scope
-            return self.tree(version.root, scopes[version.blob_id])
+            return self.tree(version.root, scope_of(version.blob_id))
 
         return accounting.account(
             self.catalog, self.store.list(), open_tree, progress
@@ -414,6 +435,34 @@ class Repository:
         self.catalog.delete(blob_id, project_id=project_id, secret=secret)
 
     # Inside
+
+    def _survey(
+        self,
+        blob_id: str | None,
+        number: int | None,
+        options: verifying.Options | None,
+        progress: verifying.Progress | None,
+        rescue: verifying.Rescue | None = None,
+    ) -> survey.Survey:
+        return survey.Survey(
+            self.store,
+            self.catalog,
+            lambda: accounting.scoped(
+                self.catalog, self._scopes(), blob_id, number
+            ),
+            options or verifying.Options(),
+            is_whole=blob_id is None,
+            rescue=rescue,
+            progress=progress,
+        )
+
+    def _scopes(self) -> Callable[[str], str]:
+        """A blob's scope by its id, of many that come in order."""
+        if self.info.dedupe_scope == 'repository':
+            return lambda blob_id: digest.REPOSITORY_SCOPE
+        return functools.lru_cache(maxsize=1)(
+            lambda blob_id: self.catalog.get(blob_id).scope
+        )
 
     def _scope(self, project_id: str) -> str:
         if self.info.dedupe_scope == 'project':

@@ -26,6 +26,10 @@ has one writer, named by an *epoch*; a publish with an old epoch is refused.
 import abc
 import dataclasses
 import enum
+from collections.abc import Sequence
+
+#: How many bad digests a writer is told at once.
+BAD_DIGESTS_PAGE = 1000
 
 
 class Kind(str, enum.Enum):
@@ -107,6 +111,18 @@ class Session:
 
 
 @dataclasses.dataclass(frozen=True)
+class BadDigest:
+    """An object that somebody found damaged or missing.
+
+    :ivar digest: hexadecimal
+    """
+
+    digest: str
+    reporter: str
+    reported_at: str
+
+
+@dataclasses.dataclass(frozen=True)
 class NewImage:
     """The image blob that a snapshot publishes beside its version."""
 
@@ -133,7 +149,12 @@ class Catalog(abc.ABC):
     # is done, so that the collector never deletes what it relies on.
 
     @abc.abstractmethod
-    def begin_session(self, owner: str, session_id: str) -> None: ...
+    def begin_session(self, owner: str, session_id: str) -> list[str]:
+        """The first page of bad digests, which the writer overwrites.
+
+        As long as :data:`BAD_DIGESTS_PAGE`: there may be more, to be asked
+        for by :meth:`bad_digests`.
+        """
 
     @abc.abstractmethod
     def end_session(self, session_id: str) -> None: ...
@@ -141,6 +162,29 @@ class Catalog(abc.ABC):
     @abc.abstractmethod
     def sessions(self) -> list[Session]:
         """Those that have not ended, the oldest first."""
+
+    # Bad digests: a hint for writers (contracts, "Formats")
+
+    @abc.abstractmethod
+    def report_bad(self, digests: Sequence[str], reporter: str) -> None:
+        """List objects as damaged or missing; who was first stays named."""
+
+    @abc.abstractmethod
+    def bad_digests(
+        self,
+        among: Sequence[str] | None = None,
+        after: str = '',
+        limit: int = BAD_DIGESTS_PAGE,
+    ) -> list[BadDigest]:
+        """A page of the list, ascending.
+
+        :param among: only of these
+        :param after: the last digest of the page before
+        """
+
+    @abc.abstractmethod
+    def forget_bad(self, digests: Sequence[str]) -> None:
+        """They are sound again; those that are not listed are no error."""
 
     # Blobs and versions
 

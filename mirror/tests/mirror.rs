@@ -193,14 +193,16 @@ fn a_missing_chunk_is_eio_for_its_range_alone_after_one_recheck() {
         host.mirror.read(&host.door, ticket, 0, &mut [0; 10]),
         Answer::Parked
     );
-    for _ in 0..2 {
+    for look in 0..2 {
         let fetch = host
             .engine
             .next_fetch(true, Duration::from_secs(5))
             .unwrap();
         assert_eq!(host.notes.take(ticket), None);
-        host.engine
+        let lost = host
+            .engine
             .fetch_failed(&fetch.digest, FetchFailure::Missing, "not found");
+        assert_eq!(lost, look == 1);
     }
     assert_eq!(host.notes.wait(ticket), Err(libc::EIO));
     assert_eq!(host.read(2 * CHUNK, 9).unwrap(), base()[2 * CHUNK..][..9]);

@@ -41,6 +41,8 @@ TOPIC = 'lazyimage-conductor'
 # Not the process's: glance-api has another one by default than an agent.
 EXCHANGE = 'lazyimage'
 TIMEOUT_SECONDS = 30
+#: The version that an operation came with, if it is not the first.
+SINCE = dict.fromkeys(('report_bad', 'bad_digests', 'forget_bad'), '1.1')
 
 
 class RpcCatalog(api.Catalog):
@@ -50,6 +52,8 @@ class RpcCatalog(api.Catalog):
 
     * 1.0 - the catalog of the first release. Its operations are arguments:
       an older conductor says which of them it does not know.
+    * 1.1 - ``report_bad``, ``bad_digests``, ``forget_bad``; begin_session
+      answers the first bad digests (None of a 1.0 conductor: none is known).
     * 1.2 - ``nonce``: the answer is signed, if the conductor has a key. Sent
       by callers that know a public key, and by no others.
 
@@ -98,14 +102,34 @@ class RpcCatalog(api.Catalog):
             self._info = self._call('repository')
         return self._info
 
-    def begin_session(self, owner: str, session_id: str) -> None:
-        self._call('begin_session', owner=owner, session_id=session_id)
+    def begin_session(self, owner: str, session_id: str) -> list[str]:
+        found = self._call('begin_session', owner=owner, session_id=session_id)
+        return found or []
 
     def end_session(self, session_id: str) -> None:
         self._call('end_session', session_id=session_id)
 
     def sessions(self) -> list[api.Session]:
         return self._call('sessions')
+
+    def report_bad(self, digests: Sequence[str], reporter: str) -> None:
+        self._call('report_bad', digests=list(digests), reporter=reporter)
+
+    def bad_digests(
+        self,
+        among: Sequence[str] | None = None,
+        after: str = '',
+        limit: int = api.BAD_DIGESTS_PAGE,
+    ) -> list[api.BadDigest]:
+        return self._call(
+            'bad_digests',
+            among=None if among is None else list(among),
+            after=after,
+            limit=limit,
+        )
+
+    def forget_bad(self, digests: Sequence[str]) -> None:
+        self._call('forget_bad', digests=list(digests))
 
     def create(
         self,
@@ -276,12 +300,10 @@ class RpcCatalog(api.Catalog):
         except cfg.NoSuchOptError:
             return default
 
-    def _call(
-        self, operation: str, version: str = VERSION_MIN, /, **arguments: Any
-    ) -> Any:
-        """:param version: the first that has this operation"""
+    def _call(self, operation: str, /, **arguments: Any) -> Any:
         given = plain.encode(arguments)
         if self._verifier is None:
+            version = SINCE.get(operation, self.VERSION_MIN)
             answer = self._ask(version, operation, arguments=given)
         else:
             nonce = signing.new_nonce()
