@@ -155,7 +155,7 @@ class Historian:
         number = self.choose(blob).number
         self.note(id=operation, act='verify')
         report = self.repo.verify(blob.id, number)
-        return {'problems': [str(problem) for problem in report.problems]}
+        return {'is_sound': report.is_sound}
 
     def delete(self, operation, blob):
         self.note(id=operation, act='delete', blob=blob.id)

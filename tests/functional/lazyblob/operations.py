@@ -372,9 +372,9 @@ class Verify(Operation):
         repo.create(stream(key), blob_id=f'image-{key}', **SIZES)
 
     def run(self, world, key):
-        found = world.connect().verify(f'image-{key}', threads=1)
-        for problem in found.problems:
-            raise exceptions.ChunkCorrupt(problem.reason)
+        found = world.connect().verify(f'image-{key}')
+        if not found.is_sound:
+            raise exceptions.ChunkCorrupt(f'"{key}" is not sound: {found}')
         return found.chunk_count
 
     def check(self, repo, key, answer):
@@ -484,5 +484,5 @@ def audit(repo, damaged=()):
     ]
     for version in versions:
         report = repo.verify(version.blob_id, version.number)
-        assert report.is_sound, (version, report.problems)
+        assert report.is_sound, (version, report)
     return len(versions)
