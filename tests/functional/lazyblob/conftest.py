@@ -40,6 +40,7 @@ import dying  # noqa: E402
 import gateway as gateways  # noqa: E402
 import places  # noqa: E402
 
+MEMORY = '/dev/shm' if os.path.isdir('/dev/shm') else None
 SERVERS = (databases.MariaDB, databases.PostgreSQL)
 _numbers = itertools.count(1)
 
@@ -117,20 +118,22 @@ def stage():
 
 
 @pytest.fixture(scope='module')
-def engines(request, tmp_path_factory):
-    """Places for repositories; its parameter names store and catalog."""
+def engines(request):
+    """Places for repositories; its parameter names store and catalog.
+
+    In memory: a process dies there and no host, and syncing takes no time.
+    """
     store, catalog = request.param
-    folder = tmp_path_factory.mktemp('places')
-    return places.Engines(
-        folder,
-        store,
-        gateway=request.getfixturevalue('gateway')
-        if store == 'bucket'
-        else None,
-        server=None
-        if catalog == 'sqlite'
-        else request.getfixturevalue(catalog),
-    )
+    asked = request.getfixturevalue
+    with tempfile.TemporaryDirectory(prefix='places', dir=MEMORY) as folder:
+        found = places.Engines(
+            folder,
+            store,
+            gateway=asked('gateway') if store == 'bucket' else None,
+            server=asked(catalog) if catalog != 'sqlite' else None,
+        )
+        yield found
+        found.close()
 
 
 @pytest.fixture

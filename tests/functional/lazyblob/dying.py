@@ -21,7 +21,7 @@ each, which has everything loaded and nothing connected. :class:`Stage` is the
 other end.
 """
 
-import contextlib
+import collections
 import dataclasses
 import errno
 import functools
@@ -32,6 +32,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 import operations
 import sqlalchemy as sa
@@ -52,6 +53,7 @@ READS = {
     *('catalog.list_versions', 'catalog.clones', 'catalog.find_commit'),
     *('catalog.sessions', 'catalog.close'),
 }
+_CHANGING = ('ALTER', 'CREATE', 'DELETE', 'DROP', 'INSERT', 'UPDATE')
 _CREATING = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
 _FILE_CALLS = {
     **{'pread': 'read', 'writev': 'write', 'pwrite': 'write'},
@@ -62,7 +64,7 @@ _FILE_CALLS = {
 
 
 def is_read(name):
-    return name in READS or name == 'file.read'
+    return name in READS or name in ('file.read', 'sql.read')
 
 
 class Points:
@@ -70,24 +72,28 @@ class Points:
 
     :param families: those that count: ``calls``, ``file``, ``statement``,
         ``commit``
-    :param nth: at which to act, from 1 on; 0: nowhere
+    :param where: the name of the point at which to act, and which of those
+        of its name, from 1 on; None: nowhere
     :param act: ``kill``, a name of ``errno``, ``temporary``, ``full``,
         ``denied``, or ``lost``: the call is done, and fails all the same
     """
 
-    def __init__(self, families, nth, act, tell):
+    def __init__(self, families, where, act, tell):
         self.families = families
-        self.nth, self.act = nth, act
-        self.count = 0
+        self.where, self.act = where, act
+        self._counts = collections.Counter()
+        self._lock = threading.Lock()
         self._tell = tell
 
     def arrive(self, family, name):
         """What befalls this call, or ''."""
         if family not in self.families:
             return ''
-        self.count += 1
-        self._tell(name)
-        if self.count != self.nth:
+        with self._lock:
+            self._counts[name] += 1
+            here = [name, self._counts[name]]
+            self._tell(name)
+        if here != self.where:
             return ''
         if self.act == 'kill':
             os.kill(os.getpid(), signal.SIGKILL)
@@ -170,11 +176,18 @@ def watch(points):
     sa.event.listen(
         sa.Engine,
         'before_cursor_execute',
-        lambda *_: points.arrive('statement', 'sql.statement'),
+        lambda _connection, _cursor, statement, *_: points.arrive(
+            'statement', _name_of_statement(statement)
+        ),
     )
     sa.event.listen(
         sa.Engine, 'commit', lambda *_: points.arrive('commit', 'sql.commit')
     )
+
+
+def _name_of_statement(statement):
+    verb = statement.split(None, 1)[0].upper()
+    return 'sql.change' if verb in _CHANGING else 'sql.read'
 
 
 def _name_of_open(_path, flags, *_):
@@ -220,12 +233,6 @@ class Place:
             names[key]: value for key, value in (self.settings or {}).items()
         }
 
-    @contextlib.contextmanager
-    def opened(self):
-        repo = self.connect()
-        yield repo
-        repo.close()
-
     def initialise(self):
         return repository.initialise(
             self.chunk_store,
@@ -259,7 +266,7 @@ def _work(job, told):
         real_write(told, f'{line}\n'.encode())
 
     logging.disable()
-    points = Points(job['families'], job['nth'], job['act'], tell)
+    points = Points(job['families'], job['where'], job['act'], tell)
     watch(points)
     operation = operations.OPERATIONS[job['operation']]()
     try:
@@ -271,6 +278,15 @@ def _work(job, told):
 
 
 def _main():
+    # What looks for plugins keeps what it found in files of its own.
+    for load, url in (
+        (plugins.chunk_store, 'file:///nowhere'),
+        (plugins.chunk_store, 's3://nowhere'),
+        (plugins.catalog, 'sqlite:////nowhere'),
+        (plugins.catalog, 'mysql+pymysql://nowhere/nothing'),
+        (plugins.catalog, 'postgresql+psycopg://nowhere/nothing'),
+    ):
+        load(url)
     for line in sys.stdin:
         job = json.loads(line)
         reading, writing = os.pipe()
@@ -325,13 +341,13 @@ class Stage:
         self._process.stdin.close()
         self._process.wait()
 
-    def run(self, operation, place, key, *, families, nth=0, act=''):
+    def run(self, operation, place, key, *, families, where=None, act=''):
         job = {
             'operation': operation,
             'place': dataclasses.asdict(place),
             'key': key,
             'families': families,
-            'nth': nth,
+            'where': where,
             'act': act,
         }
         self._process.stdin.write(json.dumps(job) + '\n')

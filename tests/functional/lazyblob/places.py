@@ -15,6 +15,8 @@ A :class:`Trial` lets one operation die or fail at a point, then looks whether
 anything is lost, repeats it, and looks again.
 """
 
+import collections
+import contextlib
 import itertools
 import os
 import pathlib
@@ -44,6 +46,7 @@ class Engines:
         self._gateway = gateway
         self._server = server
         self._shared = None
+        self._repo = None
 
     def empty(self):
         """A place where no repository is yet."""
@@ -72,8 +75,22 @@ class Engines:
         """A repository that operations share; each tidies up."""
         if self._shared is None:
             self._shared = self.empty()
-            self._shared.initialise().close()
+            self._repo = self._shared.initialise()
         return self._shared
+
+    @contextlib.contextmanager
+    def opened(self, place):
+        """The repository at a place; the shared one stays open."""
+        if place is self._shared:
+            yield self._repo
+            return
+        repo = place.connect()
+        yield repo
+        repo.close()
+
+    def close(self):
+        if self._repo is not None:
+            self._repo.close()
 
 
 def strays(folder):
@@ -102,30 +119,35 @@ class Trial:
         self.name = name
         self.trace = self.play().trace
 
-    def run(self, place, key, nth=0, act=''):
-        """Let it meet its fate at the n-th point; 0: none."""
+    def run(self, place, key, where=None, act=''):
+        """Let it meet its fate at a point; None: none."""
         raise NotImplementedError
 
-    def points(self):
-        """Pairs of number and name; of many folders that are made a few."""
-        where = {}
-        for nth, name in enumerate(self.trace, 1):
-            where.setdefault(name, []).append(nth)
-        for name in ('file.mkdir', 'file.mode'):
-            found = where.get(name, [])
-            if len(found) > 20:
-                where[name] = [*found[:2], found[len(found) // 2], found[-1]]
-        return sorted((nth, name) for name in where for nth in where[name])
+    def points(self, most):
+        """The points of the trace, at most so many of each name.
 
-    def changes(self):
-        """The numbers of the points between which something changes."""
-        found = [nth for nth, name in self.points() if not dying.is_read(name)]
-        assert found, 'nothing changes: this proves nothing'
-        # After the last change.
-        return [*found, found[-1] + 1]
+        A point is a name and a number. Which disks of several are asked and
+        synced depends on the digests: of those only the first is sure.
+        """
+        chosen = []
+        for name, count in collections.Counter(self.trace).items():
+            if name == 'file.syncfs':
+                count = 1
+            few = min(count, most)
+            step = (count - 1) / max(few - 1, 1)
+            chosen += [[name, 1 + round(step * k)] for k in range(few)]
+        return chosen
 
-    def play(self, nth=0, act=''):
-        """Run it, judge, repeat it if it failed, judge; how it ended."""
+    def changes(self, most):
+        """Those before which something would change."""
+        return [
+            point
+            for point in self.points(most)
+            if not dying.is_read(point[0])
+        ]
+
+    def play(self, where=None, act=''):
+        """Run it, judge, repeat it, judge; how it ended."""
         operation = operations.OPERATIONS[self.name]()
         key = f'k{next(_NUMBERS)}'
         if operation.needs_empty:
@@ -133,28 +155,32 @@ class Trial:
             operation.prepare(place, key)
         else:
             place = self.engines.shared()
-            with place.opened() as repo:
+            with self.engines.opened(place) as repo:
                 operation.prepare(repo, key)
-        outcome = again = self.run(place, key, nth, act)
-        if outcome.error is not None or outcome.was_killed:
-            if not operation.needs_empty:
-                # Nothing is lost, and what is left over is no version's.
-                with place.opened() as repo:
-                    operations.audit(repo, operation.damaged)
-                    self._check_sessions(repo, outcome, nth)
+        outcome = self.run(place, key, where, act)
+        is_over = outcome.error is None and not outcome.was_killed
+        if not is_over and not operation.needs_empty:
+            # Nothing is lost, and what is left over is no version's.
+            with self.engines.opened(place) as repo:
+                operations.audit(repo, operation.damaged)
+                self._check_sessions(repo, outcome, where)
+        if not is_over or where is None:
             again = self.run(place, key)
-            assert again.error is None, (nth, act, outcome, again.error)
-        with place.opened() as repo:
+            assert again.error is None, (where, act, outcome, again.error)
+            assert not is_over or again.answer == outcome.answer
+        else:
+            again = outcome
+        with self.engines.opened(place) as repo:
             left = operations.unreferenced(repo)
-            assert not left or operation.leaves_garbage, (nth, act, outcome)
+            assert not left or operation.leaves_garbage, (where, act, outcome)
             operation.check(repo, key, again.answer)
             operations.audit(repo)
             self._tidy(repo, place, key)
         return outcome
 
-    def _check_sessions(self, repo, outcome, nth):
+    def _check_sessions(self, repo, outcome, where):
         """Who failed and lives has ended his."""
-        if not outcome.was_killed and outcome.trace[nth - 1] not in (
+        if not outcome.was_killed and where[0] not in (
             'catalog.begin_session',
             'catalog.end_session',
         ):
@@ -192,11 +218,11 @@ class Forked(Trial):
         self._families = families
         super().__init__(engines, name)
 
-    def run(self, place, key, nth=0, act=''):
+    def run(self, place, key, where=None, act=''):
         return self._stage.run(
             *(self.name, place, key),
             families=self._families,
-            nth=nth,
+            where=where,
             act=act,
         )
 
@@ -212,7 +238,8 @@ class Disturbed(Trial):
         self._more = more
         super().__init__(engines, name)
 
-    def run(self, place, key, nth=0, act=''):
+    def run(self, place, key, where=None, act=''):
+        nth = where[1] if where else 0
         self._proxy.follow(lambda number: act if number == nth else '')
         world = dying.Disturbed(
             place, {'endpoint': self._proxy.endpoint, **self._more}

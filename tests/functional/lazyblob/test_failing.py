@@ -24,9 +24,9 @@ import pytest
 
 from lazyblob import exceptions
 
-ENGINES = [('files', 'sqlite')]
+ENGINES = [('stripes', 'sqlite')]
 if places.IS_LONG:
-    ENGINES += [('stripes', 'mariadb'), ('bucket', 'mariadb')]
+    ENGINES += [('files', 'mariadb'), ('bucket', 'mariadb')]
 #: By what a point is: the faults that it may meet.
 FAULTS = {
     'catalog': ('temporary', 'lost'),
@@ -68,17 +68,17 @@ def test_whatever_call_fails_nothing_is_lost(engines, stage, name, rng):
     if engines.store != 'bucket':
         families.append('file')
     trial = places.Forked(engines, stage, name, families)
-    refused = 0
-    for nth, point in trial.points():
-        chosen = faults_at(point)
+    met = set()
+    for where in trial.points(100 if places.IS_LONG else 2):
+        chosen = faults_at(where[0])
         if not places.IS_LONG:
             chosen = [rng.choice(chosen)]
         for fault in chosen:
-            outcome = trial.play(nth, fault)
+            outcome = trial.play(where, fault)
             if outcome.error is not None:
-                refused += 1
-                judge(point, fault, *outcome.error)
-    assert refused > 1, 'hardly anything failed: this proves nothing'
+                met.add(where[0])
+                judge(where[0], fault, *outcome.error)
+    assert met, 'nothing failed: this proves nothing'
 
 
 def judge(point, fault, kind, message):
