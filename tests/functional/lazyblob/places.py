@@ -89,8 +89,10 @@ class Engines:
         repo.close()
 
     def close(self):
+        """Leave the shared repository; there will be another."""
         if self._repo is not None:
             self._repo.close()
+        self._shared = self._repo = None
 
 
 def strays(folder):
@@ -148,6 +150,14 @@ class Trial:
 
     def play(self, where=None, act=''):
         """Run it, judge, repeat it, judge; how it ended."""
+        try:
+            return self._play(where, act)
+        except BaseException:
+            # Nobody else is to be judged by what this one left.
+            self.engines.close()
+            raise
+
+    def _play(self, where, act):
         operation = operations.OPERATIONS[self.name]()
         key = f'k{next(_NUMBERS)}'
         if operation.needs_empty:

@@ -23,6 +23,7 @@ import places
 import pytest
 
 from lazyblob import exceptions
+from lazyblob import patience
 
 ENGINES = [('stripes', 'sqlite')]
 if places.IS_LONG:
@@ -69,7 +70,7 @@ def test_whatever_call_fails_nothing_is_lost(engines, stage, name, rng):
         families.append('file')
     trial = places.Forked(engines, stage, name, families)
     met = set()
-    for where in trial.points(100 if places.IS_LONG else 2):
+    for where in trial.points(100 if places.IS_LONG else 1):
         chosen = faults_at(where[0])
         if not places.IS_LONG:
             chosen = [rng.choice(chosen)]
@@ -91,10 +92,14 @@ def judge(point, fault, kind, message):
         assert kind in KINDS[fault], what
 
 
+@pytest.mark.expect_logs('Trying again in .* is full')
+@pytest.mark.expect_logs('Trying again in .* disk I/O error')
+@pytest.mark.expect_logs('was not ended')
 def test_a_full_catalog_publishes_nothing_and_goes_on_with_room(
-    small, tmp_path, stage
+    small, tmp_path, monkeypatch
 ):
     """A real file system without room for SQLite's next page."""
+    monkeypatch.setattr(patience, 'PAUSES_SECONDS', (0.01,))
     place = dying.Place(
         (tmp_path / 'chunks').as_uri(),
         f'sqlite:///{small}/catalog.sqlite',

@@ -65,6 +65,7 @@ def test_a_full_store_refuses_the_upload_and_nothing_else(
     assert 3 < refused < 14, 'all or none were refused: this proves nothing'
 
 
+@pytest.mark.expect_logs('was damaged in')
 @pytest.mark.parametrize('name', ['Again', 'Commit', 'Snapshot', 'Larger'])
 def test_what_writes_into_a_full_store_is_refused_and_works_with_room(
     small, tmp_path, request, name
