@@ -26,8 +26,8 @@ so that no put makes one: mode 2770, files 0640, under any umask, so that the
 services that share a store share a group.
 
 Crash: an unnamed file vanishes with its process; a named one, which a
-replacement needs for a moment, too, stays until an :meth:`FileStore.initialise`
-finds it a day old. Power: :meth:`sync` is
+replacement needs for a moment, too, stays until a later
+:meth:`FileStore.initialise` finds it a day old. Power: :meth:`sync` is
 ``syncfs``, which takes the folders' entries along; a file that was cut short
 is not plausible and is replaced.
 

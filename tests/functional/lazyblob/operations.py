@@ -199,9 +199,7 @@ class Snapshot(Operation):
 
     def prepare(self, repo, key):
         repo.create(stream(key), blob_id=f'image-{key}', **SIZES)
-        repo.clone(
-            f'image-{key}', blob_id=f'disk-{key}', kind=api.Kind.DISK
-        )
+        repo.clone(f'image-{key}', blob_id=f'disk-{key}', kind=api.Kind.DISK)
 
     def run(self, world, key):
         repo = world.connect()

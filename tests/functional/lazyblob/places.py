@@ -143,9 +143,7 @@ class Trial:
     def changes(self, most):
         """Those before which something would change."""
         return [
-            point
-            for point in self.points(most)
-            if not dying.is_read(point[0])
+            point for point in self.points(most) if not dying.is_read(point[0])
         ]
 
     def play(self, where=None, act=''):

@@ -66,7 +66,7 @@ def test_a_strangers_table_is_refused_by_its_name(mariadb):
     """Not taken for what an init that died has left."""
     url = mariadb.create('strange')
     mariadb.execute('CREATE TABLE sessions (id INT)', database='strange')
-    with pytest.raises(exceptions.Conflict, match='"sessions".*of its own'):
+    with pytest.raises(exceptions.Conflict, match=r'"sessions".*of its own'):
         schema.upgrade(url)
     mariadb.execute('DROP TABLE sessions', database='strange')
     schema.upgrade(url)

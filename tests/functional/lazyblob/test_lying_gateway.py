@@ -47,8 +47,8 @@ def plan(trial, faults, rng):
     assert len(numbers) > 2, 'hardly a request: this proves nothing'
     if places.IS_LONG:
         return list(itertools.product(numbers, faults))
-    # A third of them; over the tests and the runs, all.
-    some = sorted(rng.sample(numbers, 1 + len(numbers) // 3))
+    # A quarter of them; over the tests and the runs, all.
+    some = sorted(rng.sample(numbers, 1 + len(numbers) // 4))
     return [(nth, rng.choice(faults)) for nth in some]
 
 
