@@ -116,7 +116,7 @@ class FileStore(objects.ObjectStore):
                 _make_directory(self._root / prefix, exist_ok=False)
                 _sweep(self._root / prefix)
         except OSError as exc:
-            raise self.failed('initialise', self._root, exc) from exc
+            raise self._failed('initialise', self._root, exc) from exc
         self.sync(())
 
     def get(self, digest: bytes, size_bytes_max: int) -> bytes:
@@ -130,7 +130,7 @@ class FileStore(objects.ObjectStore):
                 f'there'
             ) from exc
         except OSError as exc:
-            raise self.failed('read', path, exc) from exc
+            raise self._failed('read', path, exc) from exc
         if size_bytes > size_bytes_max:
             raise objects.too_large(digest, size_bytes, size_bytes_max)
         return data
@@ -143,7 +143,7 @@ class FileStore(objects.ObjectStore):
             self._check_mounted(path)
             return False
         except OSError as exc:
-            raise self.failed('look for', path, exc) from exc
+            raise self._failed('look for', path, exc) from exc
         return chunk.plausible_length(head, size_bytes)
 
     def put(self, digest: bytes, *parts: digests.Buffer) -> None:
@@ -159,7 +159,7 @@ class FileStore(objects.ObjectStore):
                     if not self.has(digest):
                         _replace(name, path)
         except OSError as exc:
-            raise self.failed('write', path, exc) from exc
+            raise self._failed('write', path, exc) from exc
 
     def replace(self, digest: bytes, *parts: digests.Buffer) -> None:
         path = self._path(digest)
@@ -168,7 +168,7 @@ class FileStore(objects.ObjectStore):
             with _written(os.path.dirname(path), parts) as name:
                 _replace(name, path)
         except OSError as exc:
-            raise self.failed('replace', path, exc) from exc
+            raise self._failed('replace', path, exc) from exc
 
     def _check_mounted(self, path: str) -> None:
         """Absence is believed only while the store itself is there."""
@@ -199,7 +199,7 @@ class FileStore(objects.ObjectStore):
                     self._lost = exc
                     raise
         except OSError as exc:
-            raise self.failed('sync', self._root, exc) from exc
+            raise self._failed('sync', self._root, exc) from exc
 
     def _watch(self) -> int:
         """A descriptor that was open before what :meth:`sync` answers for.
@@ -220,7 +220,7 @@ class FileStore(objects.ObjectStore):
                 os.close(self._handle)
                 self._handle = None
 
-    def failed(
+    def _failed(
         self, verb: str, path: str | pathlib.Path, exc: OSError
     ) -> exceptions.LazyBlobError:
         """What a failure of the system means, and what helps."""

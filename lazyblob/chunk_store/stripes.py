@@ -168,7 +168,7 @@ class Disk:
         except OSError as exc:
             with contextlib.suppress(OSError):
                 new.unlink()
-            raise self.store.failed(
+            raise self.store._failed(
                 'write', self.path / IDENTITY, exc
             ) from exc
 
