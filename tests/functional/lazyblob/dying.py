@@ -51,7 +51,7 @@ READS = {
     *('catalog.repository', 'catalog.get', 'catalog.find'),
     *('catalog.list_blobs', 'catalog.version', 'catalog.versions'),
     *('catalog.list_versions', 'catalog.clones', 'catalog.find_commit'),
-    *('catalog.sessions', 'catalog.close'),
+    *('catalog.sessions', 'catalog.bad_digests', 'catalog.close'),
 }
 _CHANGING = ('ALTER', 'CREATE', 'DELETE', 'DROP', 'INSERT', 'UPDATE')
 _CREATING = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
