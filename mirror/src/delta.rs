@@ -9,6 +9,7 @@
 //! An flock fences the dead process's requests (contract 15). No thread rule: the kernel orders
 //! overlapping requests as on any raw file.
 
+use crate::sync::atomic::{AtomicU32, Ordering};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::faults::{self, Call};
+use crate::sys::aio;
 use crate::sys::file::{self, Create};
 use crate::units::BLOCK_BYTES;
 
@@ -25,6 +27,7 @@ pub struct Delta {
     file: File,
     path: PathBuf,
     device: u64,
+    new_writers: AtomicU32,
 }
 
 impl Delta {
@@ -45,6 +48,7 @@ impl Delta {
             file,
             path: path.to_owned(),
             device,
+            new_writers: AtomicU32::new(0),
         })
     }
 
@@ -92,6 +96,24 @@ impl Delta {
         faults::call(&self.path, "write", call, || {
             self.file.write_all_at(blocks, offset)
         })
+    }
+
+    /// The same for blocks that may be a hole now. By itself it is fastest by write(2); beside
+    /// others of its kind, which would all wait for its lock, it goes by [`aio`]: 2.5 times as many
+    /// at depth 32 (bench `touch`).
+    pub fn write_new(&self, offset: u64, blocks: &[u8]) -> io::Result<()> {
+        debug_assert!(offset % BLOCK_BYTES == 0 && crate::buffer::is_aligned(blocks));
+        let is_alone = self.new_writers.fetch_add(1, Ordering::Relaxed) == 0;
+        let call = Call::Write(offset, blocks);
+        let result = faults::call(&self.path, "write", call, || {
+            if is_alone {
+                self.file.write_all_at(blocks, offset)
+            } else {
+                aio::write_all_at(&self.file, blocks, offset)
+            }
+        });
+        self.new_writers.fetch_sub(1, Ordering::Relaxed);
+        result
     }
 
     /// Makes whole blocks a hole.

@@ -26,6 +26,7 @@ use crate::event::Event;
 use crate::flight::{Waiter, Wanted};
 use crate::meter::{Ended, Operation};
 use crate::mirror::Mirror;
+use crate::pool::Task;
 use crate::units::{index, lock};
 
 const PARKED: u8 = 0;
@@ -260,8 +261,20 @@ impl Job {
 
     /// Queues it to be run.
     pub fn wake(self: &Arc<Self>) {
-        let job = self.clone();
-        self.mirror.core.pool.run(Box::new(move || job.run()));
+        self.mirror.core.pool.run(self.clone().task());
+    }
+
+    /// Queues what waited at one mirror's gates.
+    pub fn wake_all(jobs: Vec<Arc<Self>>) {
+        let Some(mirror) = jobs.first().map(|job| job.mirror.clone()) else {
+            return;
+        };
+        let tasks = jobs.into_iter().map(Self::task);
+        mirror.core.pool.run_all(tasks);
+    }
+
+    fn task(self: Arc<Self>) -> Task {
+        Box::new(move || self.run())
     }
 
     fn run(self: Arc<Self>) {

@@ -2,7 +2,7 @@
 //! The engine's threads: they execute what was parked, and nothing of theirs waits for a network.
 
 use crate::sync::thread::JoinHandle;
-use crate::sync::{Arc, Condvar, Mutex, PoisonError};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::collections::VecDeque;
 use std::io;
 
@@ -14,6 +14,7 @@ pub type Task = Box<dyn FnOnce() + Send>;
 #[derive(Default)]
 struct Inner {
     queue: VecDeque<Task>,
+    sleeping: usize,
     stopping: bool,
 }
 
@@ -51,32 +52,48 @@ impl Pool {
 
     /// Queues a task; after the stop it is run here and now.
     pub fn run(&self, task: Task) {
-        {
-            let mut inner = lock(&self.inner);
-            if !inner.stopping {
-                inner.queue.push_back(task);
-                self.arrived.notify_one();
-                return;
-            }
+        self.run_all(std::iter::once(task));
+    }
+
+    /// Queues tasks under one lock and wakes one thread, which wakes the next: so whoever opens a
+    /// gate is not overtaken, task by task, by those that he wakes.
+    pub fn run_all(&self, tasks: impl Iterator<Item = Task>) {
+        let mut inner = lock(&self.inner);
+        if inner.stopping {
+            drop(inner);
+            tasks.for_each(|task| task());
+            return;
         }
-        task();
+        inner.queue.extend(tasks);
+        self.wake_one(inner);
+    }
+
+    /// Wakes a thread if there is something to do and one that sleeps.
+    fn wake_one(&self, inner: MutexGuard<'_, Inner>) {
+        let wakes = inner.sleeping > 0 && !inner.queue.is_empty();
+        drop(inner);
+        if wakes {
+            self.arrived.notify_one();
+        }
     }
 
     fn work(&self) -> bool {
         let mut inner = lock(&self.inner);
         loop {
             if let Some(task) = inner.queue.pop_front() {
-                drop(inner);
+                self.wake_one(inner);
                 task();
                 return true;
             }
             if inner.stopping {
                 return false;
             }
+            inner.sleeping += 1;
             inner = self
                 .arrived
                 .wait(inner)
                 .unwrap_or_else(PoisonError::into_inner);
+            inner.sleeping -= 1;
         }
     }
 

@@ -216,6 +216,20 @@ copy_checkout() {
             commit -qm 'The checkout as it is' --no-gpg-sign
     )
     chmod 755 "$target"
+    renew_sources "$target"
+}
+
+# Cargo goes by times, and all checkouts share its results: what differs from
+# the sources of the last copy is made newer than anything built of those.
+renew_sources() {
+    local last=$SHARED/target/.sources now
+    [ -d "$1/mirror" ] || return 0
+    now=$(cd "$1/mirror" && find . -type f -print0 | sort -z |
+        xargs -0 sha256sum | sha256sum)
+    [ "$now" != "$(cat "$last" 2>/dev/null)" ] || return 0
+    find "$1/mirror" -type f -exec touch {} +
+    mkdir -p "$SHARED/target"
+    printf '%s\n' "$now" >"$last"
 }
 
 # An older kernel's package in the cache, for tests that boot it.

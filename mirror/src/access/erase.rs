@@ -128,6 +128,8 @@ impl Mirror {
             return Ok(());
         }
         let len = (blocks.end - blocks.start) * BLOCK_BYTES;
-        self.change(blocks, || self.delta.punch(blocks.start * BLOCK_BYTES, len))
+        self.change(blocks, |_| {
+            self.delta.punch(blocks.start * BLOCK_BYTES, len)
+        })
     }
 }

@@ -18,7 +18,7 @@ use crate::base::BaseChunk;
 use crate::disk::Errno;
 use crate::flight::{PRIORITY_GUEST, Wanted};
 use crate::gate;
-use crate::job::{Chunks, Outcome};
+use crate::job::{Chunks, Job, Outcome};
 use crate::live::Bits;
 use crate::mirror::Mirror;
 use crate::units::BLOCK_BYTES;
@@ -57,9 +57,7 @@ struct Alone<'a> {
 
 impl Drop for Alone<'_> {
     fn drop(&mut self) {
-        for job in self.mirror.gates.open(self.mask) {
-            job.wake();
-        }
+        Job::wake_all(self.mirror.gates.open(self.mask));
     }
 }
 

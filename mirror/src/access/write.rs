@@ -70,33 +70,42 @@ impl Mirror {
     /// Rule 1: dirty, data, local. The caller has passed, or closed, the gates.
     fn put(&self, blocks: &Range<u64>, data: &[u8]) -> Result<(), Stop> {
         let offset = blocks.start * BLOCK_BYTES;
-        self.change(blocks, || {
+        self.change(blocks, |is_new| {
+            let write = |bytes: &[u8]| {
+                if is_new {
+                    self.delta.write_new(offset, bytes)
+                } else {
+                    self.delta.write(offset, bytes)
+                }
+            };
             if is_aligned(data) {
-                return self.delta.write(offset, data);
+                return write(data);
             }
             with_bounce(data.len(), |aligned| {
                 aligned.copy_from_slice(data);
-                self.delta.write(offset, aligned)
+                write(aligned)
             })
         })
     }
 
-    /// Marks blocks around a change of the delta, in the order of rule 1.
+    /// Marks blocks around a change of the delta, in the order of rule 1. It is told whether any
+    /// of them is not local yet, and so may be a hole there.
     pub(super) fn change(
         &self,
         blocks: &Range<u64>,
-        change: impl Fn() -> io::Result<()>,
+        change: impl Fn(bool) -> io::Result<()>,
     ) -> Result<(), Stop> {
         if self.live.set(self.live.dirty(), blocks.clone()) {
             self.pages.touch(blocks.clone());
         }
+        let is_new = !self.live.all(Bits::Local, blocks.clone());
         let retry = || {
             let wanted = (blocks.end - blocks.start) * BLOCK_BYTES;
             self.core
                 .cache
-                .making_way(self.delta.device(), wanted, &change)
+                .making_way(self.delta.device(), wanted, || change(is_new))
         };
-        if self.live.all(Bits::Local, blocks.clone()) {
+        if !is_new {
             return Ok(retry()?);
         }
         self.pages.begin(blocks.clone());

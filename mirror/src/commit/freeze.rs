@@ -131,7 +131,7 @@ impl Mirror {
         let empty = match self.gates.close_all(Some(until)) {
             Ok(left) => left.unwrap_or(since),
             Err(jobs) => {
-                wake(jobs);
+                Job::wake_all(jobs);
                 self.core.pauses.note(since.elapsed());
                 return Err(Error::Thawed);
             }
@@ -186,7 +186,7 @@ impl Mirror {
     }
 
     fn open_gates(&self) {
-        wake(self.gates.open(u64::MAX));
+        Job::wake_all(self.gates.open(u64::MAX));
     }
 
     fn close_gates(&self) -> Begun {
@@ -236,12 +236,6 @@ impl Seal {
         self.held
             .compare_exchange(number, 0, Ordering::SeqCst, Ordering::SeqCst)
             .is_ok()
-    }
-}
-
-fn wake(jobs: Vec<Arc<Job>>) {
-    for job in jobs {
-        job.wake();
     }
 }
 

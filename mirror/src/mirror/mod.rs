@@ -258,9 +258,7 @@ impl Mirror {
         if held.is_empty() {
             self.full.store(false, Ordering::Relaxed);
         }
-        for job in held {
-            job.wake();
-        }
+        Job::wake_all(held);
         if let Some(timeout) = self.core.fetch_timeout {
             for job in self.jobs() {
                 if job.waits_for(Reason::Fetch) && job.since.elapsed() > timeout {

@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod aio;
 pub mod clock;
 pub mod death;
 pub mod file;
