@@ -38,6 +38,7 @@ NAMES = {
     'glance': 'bench.glance',
     's3': 'bench.gateway',
     'catalog': 'bench.catalog',
+    'verify': 'bench.verifying',
     'cloud': 'bench.cloud',
 }
 HERE = pathlib.Path(__file__).parent

@@ -66,7 +66,7 @@ class ChunkStore(abc.ABC):
     def replace(self, digest: bytes, *parts: digests.Buffer) -> None:
         """Store an object in the place of one that is known to be bad.
 
-        Readers find the one or the other, whole.
+        Readers find the one or the other, whole. It may be absent, too.
 
         :raises StoreFull: the store has no room
         """
