@@ -35,6 +35,7 @@ NAMES = {
     'commit': 'bench.commit',
     'import': 'bench.importing',
     'catalog': 'bench.catalog',
+    'verify': 'bench.verifying',
     'cloud': 'bench.cloud',
 }
 HERE = pathlib.Path(__file__).parent

@@ -108,6 +108,30 @@ def all_versions(catalog: api.Catalog) -> Iterator[api.Version]:
         )
 
 
+def scoped(
+    catalog: api.Catalog,
+    scope_of: Callable[[str], str],
+    blob_id: str | None = None,
+    number: int | None = None,
+) -> Iterator[tuple[api.Version, str]]:
+    """Versions with the scopes of their digests: one, or all.
+
+    :param blob_id: None: every version of every blob
+    :param number: None: the blob's newest
+    """
+    found: Iterable[api.Version] = (
+        all_versions(catalog)
+        if blob_id is None
+        else [catalog.version(blob_id, number)]
+    )
+    for version in found:
+        try:
+            scope = scope_of(version.blob_id)
+        except exceptions.NotFound:
+            continue  # Deleted since its page was read.
+        yield version, scope
+
+
 def account(
     catalog: api.Catalog,
     objects: Iterable[tuple[bytes, int]],
@@ -141,7 +165,7 @@ def _account(
         try:
             tree = open_tree(version)
         except exceptions.NotFound:
-            if not _is_there(catalog, version):
+            if not is_there(catalog, version.blob_id, version.number):
                 continue  # Deleted since its page was read.
             raise
         blob = blobs.setdefault(version.blob_id, len(blobs))
@@ -165,9 +189,10 @@ def _account(
     return found
 
 
-def _is_there(catalog: api.Catalog, version: api.Version) -> bool:
+def is_there(catalog: api.Catalog, blob_id: str, number: int) -> bool:
+    """Whether a version still exists."""
     try:
-        catalog.version(version.blob_id, version.number)
+        catalog.version(blob_id, number)
     except exceptions.NotFound:
         return False
     return True

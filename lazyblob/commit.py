@@ -18,8 +18,8 @@ relies on (contract 31).
 
 An import reads back what the store says it has already, and replaces what is
 not what its digest names: its source is at hand this once. A COMMIT believes
-the store, as far as its plausible lengths go; to list what is bad, and mend
-it, is for a command of its own.
+the store, as far as its plausible lengths go. Both overwrite what the catalog
+lists as bad (:mod:`lazyblob.bad`); the listing goes after the sync.
 
 Crash: at any point it leaves objects that no version reaches, which the
 collector removes, and nothing else.
@@ -39,6 +39,7 @@ import uuid
 from collections.abc import Iterator
 from types import TracebackType
 
+from lazyblob import bad
 from lazyblob import chunk
 from lazyblob import digest
 from lazyblob import exceptions
@@ -66,7 +67,7 @@ class Statistics:
     """Counts and uncompressed bytes of chunks by outcome.
 
     :ivar replaced_objects: of the stored ones and of nodes, those that the
-        store had, but not as their digest names them
+        store had, but not as their digest names them, or that were listed
     :ivar written_bytes: what the store received, headers and nodes included
     """
 
@@ -135,7 +136,10 @@ class Commit:
         self._builder = manifest.Builder(parent)
         self._lock = threading.Lock()
         self._is_open = True
-        catalog.begin_session(owner or default_owner(), self.session_id)
+        self._bad = bad.Listed(
+            catalog,
+            catalog.begin_session(owner or default_owner(), self.session_id),
+        )
 
     def put(self, index: int, data: digest.Buffer) -> Outcome:
         """Store a whole chunk, unless it is there or need not be.
@@ -151,7 +155,10 @@ class Commit:
             outcome, name = Outcome.ZERO, None
         else:
             name = digest.of(data, self._keys.chunk)
-            if self._parent is not None and self._parent.get(index) == name:
+            is_parents = (
+                self._parent is not None and self._parent.get(index) == name
+            )
+            if is_parents and name not in self._bad:
                 outcome = Outcome.UNCHANGED
             else:
                 written_bytes = self._put(name, data, chunk.Kind.CHUNK)
@@ -195,6 +202,7 @@ class Commit:
             encoded.root, encoded.descriptor, chunk.Kind.DESCRIPTOR
         )
         self._store.sync(_names(made, encoded))
+        self._bad.mended()
         return encoded.root.hex()
 
     def abort(self) -> None:
@@ -227,6 +235,12 @@ class Commit:
         self, name: bytes, content: digest.Buffer, kind: chunk.Kind
     ) -> int:
         """How many bytes the store received: none of what it has."""
+        if name in self._bad:
+            try:
+                return self._replace_listed(name, content, kind)
+            except exceptions.StoreDenied as exc:
+                # An agent need not have the right (contract 34).
+                self._bad.give_up(exc)
         # Of nodes a COMMIT need not ask: there are few, and a put looks.
         asks = self._reads_back or kind == chunk.Kind.CHUNK
         is_there = asks and self._store.has(name)
@@ -246,6 +260,18 @@ class Commit:
                 self.statistics.replaced_objects += 1
         else:
             self._store.put(name, *parts)
+        return sum(map(len, parts))
+
+    def _replace_listed(
+        self, name: bytes, content: digest.Buffer, kind: chunk.Kind
+    ) -> int:
+        """Overwrite what is listed as bad. :raises StoreDenied:"""
+        parts = chunk.packed(content, kind, is_project=self._keys.is_project)
+        self._store.replace(name, *parts)
+        LOG.warning('"%s" was listed as bad; replaced it', name.hex())
+        self._bad.replaced(name)
+        with self._lock:
+            self.statistics.replaced_objects += 1
         return sum(map(len, parts))
 
     def _holds(

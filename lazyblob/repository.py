@@ -19,10 +19,11 @@ the row; objects go only through the collector.
 Threads: one instance serves them all. Nothing connects before it is used.
 """
 
+import functools
 import os
 import pathlib
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lazyblob import accounting
@@ -34,9 +35,12 @@ from lazyblob import exporting
 from lazyblob import growing
 from lazyblob import importing
 from lazyblob import manifest as manifests
+from lazyblob import moving
 from lazyblob import patience
 from lazyblob import plugins
 from lazyblob import reader as readers
+from lazyblob import repairing
+from lazyblob import survey
 from lazyblob import tree as trees
 from lazyblob import verifying
 from lazyblob.catalog import api
@@ -66,14 +70,19 @@ def initialise(
     dedupe_scope: str = 'repository',
     store_settings: Mapping[str, Any] | None = None,
     is_moved: bool = False,
+    may_lack: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> 'Repository':
     """Make a repository, or bring one to this release's schema.
 
     Repeating it is harmless.
 
     :param is_moved: the chunk store of a repository that exists has another
-        URL now: it got a disk more, or was copied
-    :raises Conflict: another repository is there already
+        URL now: it got a disk more, or was copied. It is looked at first
+    :param may_lack: without looking whether it holds what versions need
+    :param progress: called with the versions looked at so far
+    :raises Conflict: another repository is there already, or the store does
+        not hold what this one needs
     """
     from lazyblob.catalog import schema
 
@@ -84,6 +93,9 @@ def initialise(
         )
     store = plugins.chunk_store(chunk_store_url, store_settings)
     store.initialise()
+    if is_moved and not may_lack:
+        schema.upgrade(catalog_url)
+        moving.check(Repository(store, plugins.catalog(catalog_url)), progress)
     schema.initialise(
         catalog_url,
         chunk_store=chunk_store_url,
@@ -100,6 +112,7 @@ def connect(
     transport_url: str | None = None,
     timeout_seconds: int | None = None,
     store_settings: Mapping[str, Any] | None = None,
+    public_keys: Sequence[str] | None = None,
 ) -> 'Repository':
     """A repository that exists; nothing is connected yet.
 
@@ -108,6 +121,8 @@ def connect(
         leaves it to the environment
     :param transport_url: oslo.messaging's, for a catalog over ``rpc://``
     :param timeout_seconds: how long such a catalog may take to answer
+    :param public_keys: of the conductors whose answers are believed; only
+        for such a catalog
     """
     return Repository(
         plugins.chunk_store(chunk_store_url, store_settings),
@@ -115,6 +130,7 @@ def connect(
             catalog_url,
             transport_url=transport_url,
             timeout_seconds=timeout_seconds,
+            public_keys=public_keys,
         ),
     )
 
@@ -195,6 +211,12 @@ class Repository:
         """
         return self.tree(root, scope).load()
 
+    def scope(self, project_id: str) -> str:
+        """The dedupe scope of a project's blobs."""
+        if self.info.dedupe_scope == 'project':
+            return digest.project_scope(project_id)
+        return digest.REPOSITORY_SCOPE
+
     def chunk_key(self, scope: str) -> bytes:
         """The key of chunk digests in a blob's scope."""
         return digest.keys(scope).chunk
@@ -241,22 +263,44 @@ class Repository:
 
     def verify(
         self,
-        blob_id: str,
+        blob_id: str | None = None,
         version: int | None = None,
-        progress: Callable[[int], None] | None = None,
-        *,
-        threads: int = 4,
+        options: verifying.Options | None = None,
+        progress: verifying.Progress | None = None,
     ) -> verifying.Report:
-        """Read everything that a version needs and check every digest.
+        """See that a version, or all of them, can be read back.
 
-        :raises ChunkCorrupt: of the manifest itself; chunks are reported
+        What is wrong is told, and listed in the catalog; it raises nothing.
+
+        :param blob_id: None: the whole repository
+        :param options: default: everything is read
+        :raises StoreError: the store does not answer
         """
-        blob = self.catalog.get(blob_id)
-        found = self.catalog.version(blob_id, version)
-        return verifying.verify(
-            self.manifest(found.root, blob.scope),
-            self._chunk_fetcher(blob.scope),
-            threads=threads,
+        return self._survey(blob_id, version, options, progress).run()
+
+    def repair(
+        self,
+        sources: Sequence[repairing.Source],
+        blob_id: str | None = None,
+        version: int | None = None,
+        options: verifying.Options | None = None,
+        progress: verifying.Progress | None = None,
+        *,
+        is_dry: bool = False,
+    ) -> repairing.Outcome:
+        """Put back what is damaged or missing, as far as a source has it.
+
+        :param is_dry: say only what would be put back
+        :raises StoreError: the store does not answer, or does not take it
+        """
+        return repairing.repair(
+            self.store,
+            self.catalog,
+            lambda rescue: self._survey(
+                blob_id, version, options, progress, rescue
+            ),
+            sources,
+            is_dry=is_dry,
             progress=progress,
         )
 
@@ -292,7 +336,7 @@ class Repository:
         """
         chunk.check_size(chunk_size_bytes)
         self._refuse_used(blob_id, name)
-        keys = digest.keys(self._scope(project_id))
+        keys = digest.keys(self.scope(project_id))
         with committing.Commit(
             self.catalog, self.store, keys, chunk_size_bytes, reads_back=True
         ) as target:
@@ -390,14 +434,10 @@ class Repository:
 
         :param progress: called with the versions done so far
         """
-        scopes: dict[str, str] = {}
+        scope_of = self._scopes()
 
         def open_tree(version: api.Version) -> trees.Tree:
-            if version.blob_id not in scopes:
-                scopes.clear()
-                blob = self.catalog.get(version.blob_id)
-                scopes[version.blob_id] = blob.scope
-            return self.tree(version.root, scopes[version.blob_id])
+            return self.tree(version.root, scope_of(version.blob_id))
 
         return accounting.account(
             self.catalog, self.store.list(), open_tree, progress
@@ -411,10 +451,33 @@ class Repository:
 
     # Inside
 
-    def _scope(self, project_id: str) -> str:
-        if self.info.dedupe_scope == 'project':
-            return digest.project_scope(project_id)
-        return digest.REPOSITORY_SCOPE
+    def _survey(
+        self,
+        blob_id: str | None,
+        number: int | None,
+        options: verifying.Options | None,
+        progress: verifying.Progress | None,
+        rescue: verifying.Rescue | None = None,
+    ) -> survey.Survey:
+        return survey.Survey(
+            self.store,
+            self.catalog,
+            lambda: accounting.scoped(
+                self.catalog, self._scopes(), blob_id, number
+            ),
+            options or verifying.Options(),
+            is_whole=blob_id is None,
+            rescue=rescue,
+            progress=progress,
+        )
+
+    def _scopes(self) -> Callable[[str], str]:
+        """A blob's scope by its id, of many that come in order."""
+        if self.info.dedupe_scope == 'repository':
+            return lambda blob_id: digest.REPOSITORY_SCOPE
+        return functools.lru_cache(maxsize=1)(
+            lambda blob_id: self.catalog.get(blob_id).scope
+        )
 
     def _unpacked(
         self, name: bytes, key: bytes, kind: chunk.Kind, size_bytes_max: int

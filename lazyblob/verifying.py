@@ -9,102 +9,91 @@
 # WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 # License for the specific language governing permissions and limitations
 # under the License.
-"""Proving that a version can be read back, bit for bit.
+"""What verifying is asked for, and what it answers.
 
-Every node and chunk is read from the store, not from a cache, and checked
-against its digest; equal chunks are read once.
-
-Threads: one thread calls; a few read.
+:mod:`lazyblob.survey` does it.
 """
 
-import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import NamedTuple
 
-from lazyblob import exceptions
-from lazyblob import manifest
+from lazyblob import damage
+from lazyblob import pacing
+from lazyblob import wanted
 
-T = TypeVar('T')
-_BATCH = 64
+#: Told the step, how many of it are done, and of how many if that is known.
+Progress = Callable[[str, int, int | None], None]
+#: The content of an object from somewhere else, proved; None: nobody has it.
+Rescue = Callable[[wanted.Wanted], bytes | None]
+Faults = dict[bytes, damage.Fault]
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """A chunk that cannot be read back; its range reads as an error."""
+class Subset(NamedTuple):
+    """The ``number``-th of some parts of all digests, from 1 on."""
 
-    index: int
-    digest: str
-    reason: str
+    number: int
+    parts: int
+
+    def has(self, name: bytes) -> bool:
+        return int.from_bytes(name[:8], 'big') % self.parts == self.number - 1
 
 
 @dataclasses.dataclass
 class Report:
-    """What was read, and what was wrong with it.
+    """What was looked at, and what was wrong with it.
 
-    :ivar chunk_count: chunks that are not holes
-    :ivar read_bytes: uncompressed bytes of distinct chunks
+    :ivar object_count: distinct descriptors, nodes and chunks
+    :ivar chunk_count: of these, chunks
+    :ivar read_bytes: uncompressed bytes of chunks that were read
+    :ivar unreferenced_objects: None: the store was not listed
+    :ivar faults: the objects that are damaged or missing, by digest
     """
 
+    version_count: int = 0
+    object_count: int = 0
     chunk_count: int = 0
-    distinct_count: int = 0
     read_bytes: int = 0
-    problems: list[Problem] = dataclasses.field(default_factory=list)
+    unreferenced_objects: int | None = None
+    unreferenced_bytes: int | None = None
+    faults: Faults = dataclasses.field(default_factory=dict)
+    find_problems: Callable[[Faults], Iterator[damage.Problem]] | None = None
+    find_unreferenced: Callable[[], Iterator[tuple[bytes, int]]] | None = None
 
     @property
     def is_sound(self) -> bool:
-        return not self.problems
+        return not self.faults
+
+    def problems(
+        self, faults: Faults | None = None
+    ) -> Iterator[damage.Problem]:
+        """What the faults hit, version by version; walks them once more.
+
+        :param faults: of those of the report, only these
+        """
+        faults = self.faults if faults is None else faults
+        if faults and self.find_problems is not None:
+            yield from self.find_problems(faults)
+
+    def unreferenced(self) -> Iterator[tuple[bytes, int]]:
+        """Digest and stored size of what no version reached."""
+        if self.find_unreferenced is not None:
+            yield from self.find_unreferenced()
 
 
-def verify(
-    source: manifest.Manifest,
-    fetch_chunk: Callable[[bytes, int], bytes],
-    *,
-    threads: int,
-    progress: Callable[[int], None] | None = None,
-) -> Report:
-    """:param progress: called with the chunks done so far"""
-    report = Report()
-    faults: dict[bytes, str] = {}
-    seen: set[bytes] = set()
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How thoroughly, and how fast.
 
-    def check(name: bytes) -> str:
-        try:
-            fetch_chunk(name, source.chunk_size_bytes)
-        except (exceptions.ChunkCorrupt, exceptions.NotFound) as exc:
-            return str(exc)
-        return ''
+    :ivar reads_data: chunks are read and proved
+    :ivar subset: of the chunks, only these are
+    :ivar threads: that read; None: as many as suit the store
+    :ivar pace: bounds the bytes that are read from the store
+    :ivar reporter: who it is in the list of bad digests
+    """
 
-    with concurrent.futures.ThreadPoolExecutor(
-        threads, thread_name_prefix='verify'
-    ) as pool:
-        for batch in _batches(source.chunks(), _BATCH):
-            new = list({name: None for _, name in batch if name not in seen})
-            for name, fault in zip(new, pool.map(check, new), strict=True):
-                seen.add(name)
-                if fault:
-                    faults[name] = fault
-            report.distinct_count += len(new)
-            for index, name in batch:
-                report.chunk_count += 1
-                if name in faults:
-                    report.problems.append(
-                        Problem(index, name.hex(), faults[name])
-                    )
-            if progress is not None:
-                progress(report.chunk_count)
-    report.read_bytes = (
-        report.distinct_count - len(faults)
-    ) * source.chunk_size_bytes
-    return report
-
-
-def _batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    batch: list[T] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    reads_data: bool = True
+    subset: Subset | None = None
+    threads: int | None = None
+    pace: pacing.Pace | None = None
+    reporter: str = 'verify'

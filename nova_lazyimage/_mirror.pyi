@@ -174,8 +174,13 @@ class Engine:
         """
     def refused(self, digest: bytes, reason: str, source: str) -> None:
         """Count and tell, as :meth:`fetched` does, what was not even read."""
-    def fetch_failed(self, digest: bytes, kind: str, reason: str) -> None:
-        """:param kind: ``transport`` (try later), ``missing``, ``corrupt``"""
+    def fetch_failed(self, digest: bytes, kind: str, reason: str) -> bool:
+        """Whether its readers were given an error: it is tried no more.
+
+        :param kind: ``transport`` (try later), ``missing``, ``corrupt``
+        """
+    def cached(self, digest: bytes, chunk_size_bytes: int) -> bytes | None:
+        """The content of a chunk in the host's cache, proved by its digest."""
     def next_event(self, timeout_seconds: float) -> dict[str, Any] | None:
         """What the host must know.
 

@@ -26,6 +26,12 @@ has one writer, named by an *epoch*; a publish with an old epoch is refused.
 import abc
 import dataclasses
 import enum
+from collections.abc import Sequence
+
+#: How many bad digests a writer is told at once.
+BAD_DIGESTS_PAGE = 1000
+
+from lazyblob import exceptions
 
 
 class Kind(str, enum.Enum):
@@ -107,6 +113,18 @@ class Session:
 
 
 @dataclasses.dataclass(frozen=True)
+class BadDigest:
+    """An object that somebody found damaged or missing.
+
+    :ivar digest: hexadecimal
+    """
+
+    digest: str
+    reporter: str
+    reported_at: str
+
+
+@dataclasses.dataclass(frozen=True)
 class NewImage:
     """The image blob that a snapshot publishes beside its version."""
 
@@ -133,7 +151,12 @@ class Catalog(abc.ABC):
     # is done, so that the collector never deletes what it relies on.
 
     @abc.abstractmethod
-    def begin_session(self, owner: str, session_id: str) -> None: ...
+    def begin_session(self, owner: str, session_id: str) -> list[str]:
+        """The first page of bad digests, which the writer overwrites.
+
+        As long as :data:`BAD_DIGESTS_PAGE`: there may be more, to be asked
+        for by :meth:`bad_digests`.
+        """
 
     @abc.abstractmethod
     def end_session(self, session_id: str) -> None: ...
@@ -141,6 +164,29 @@ class Catalog(abc.ABC):
     @abc.abstractmethod
     def sessions(self) -> list[Session]:
         """Those that have not ended, the oldest first."""
+
+    # Bad digests: a hint for writers (contracts, "Formats")
+
+    @abc.abstractmethod
+    def report_bad(self, digests: Sequence[str], reporter: str) -> None:
+        """List objects as damaged or missing; who was first stays named."""
+
+    @abc.abstractmethod
+    def bad_digests(
+        self,
+        among: Sequence[str] | None = None,
+        after: str = '',
+        limit: int = BAD_DIGESTS_PAGE,
+    ) -> list[BadDigest]:
+        """A page of the list, ascending.
+
+        :param among: only of these
+        :param after: the last digest of the page before
+        """
+
+    @abc.abstractmethod
+    def forget_bad(self, digests: Sequence[str]) -> None:
+        """They are sound again; those that are not listed are no error."""
 
     # Blobs and versions
 
@@ -256,6 +302,30 @@ class Catalog(abc.ABC):
     def find_commit(self, blob_id: str, commit_id: str) -> Version | None:
         """Whether a publish landed; ask after :meth:`claim`."""
 
+    def received(self, blob: Blob, version: Version) -> Version | None:
+        """What :meth:`receive` made already; None: it can be received.
+
+        :raises Conflict: something stands against it
+        """
+        raise _receives_nothing()
+
+    def receive(
+        self, blob: Blob, version: Version, *, session_id: str
+    ) -> Version:
+        """Take in a version of another repository, whose objects are here.
+
+        It keeps its number, commit id and time, and its blob is made, as
+        ``blob`` says, if it is not there (contract 45); repeating it
+        answers the first result. Only where the database itself is reached:
+        no conductor does this for others.
+
+        :param version: with the root that it has *here*
+        :raises Conflict: another blob has the id or the name, it was deleted
+            or written to here, the number is another commit's, or the
+            session is gone
+        """
+        raise _receives_nothing()
+
     @abc.abstractmethod
     def activate(self, blob_id: str) -> None:
         """Glance's door has read it: no longer provisional."""
@@ -290,3 +360,10 @@ class Catalog(abc.ABC):
         :raises BadLocation: malformed, foreign or forged
         :raises NotFound: no such version any more
         """
+
+
+def _receives_nothing() -> exceptions.InvalidConfiguration:
+    return exceptions.InvalidConfiguration(
+        'this catalog takes in no copies; run the copy where the '
+        'configuration names the database itself, as the conductor\'s does'
+    )

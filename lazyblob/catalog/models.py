@@ -12,9 +12,9 @@
 """The catalog's tables.
 
 Identifiers compare byte by byte on every database. Times are UTC. Secrets of
-attachments are kept as SHA-256. ``sessions``, ``condemned_objects`` and
-``bad_digests`` are there for the collector and the scrub, so that their
-protocol can count on every writer from the first release on.
+attachments are kept as SHA-256. ``sessions`` and ``condemned_objects`` are
+there for the collector, so that its protocol can count on every writer from
+the first release on.
 """
 
 import datetime
@@ -156,7 +156,7 @@ class CondemnedObject(Base):
 
 
 class BadDigest(Base):
-    """An object that was found damaged; a writer overwrites it."""
+    """An object that was found damaged or missing; writers overwrite it."""
 
     __tablename__ = 'bad_digests'
 

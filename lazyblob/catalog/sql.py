@@ -27,6 +27,7 @@ Threads: all of them; see :mod:`lazyblob.catalog.engine`.
 import contextlib
 import datetime
 import threading
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
@@ -35,10 +36,12 @@ from sqlalchemy import orm
 from lazyblob import digest
 from lazyblob import exceptions
 from lazyblob.catalog import api
+from lazyblob.catalog import bad
 from lazyblob.catalog import engine
 from lazyblob.catalog import locations
 from lazyblob.catalog import making
 from lazyblob.catalog import models
+from lazyblob.catalog import receiving
 from lazyblob.catalog import rows
 from lazyblob.catalog import writers
 
@@ -66,8 +69,8 @@ class SqlCatalog(api.Catalog):
 
     # Sessions
 
-    def begin_session(self, owner: str, session_id: str) -> None:
-        def begin(session: orm.Session) -> None:
+    def begin_session(self, owner: str, session_id: str) -> list[str]:
+        def begin(session: orm.Session) -> list[str]:
             session.execute(
                 sa.insert(models.Session).values(
                     id=session_id,
@@ -78,11 +81,14 @@ class SqlCatalog(api.Catalog):
                     ).scalar_subquery(),
                 )
             )
+            return bad.first(session)
 
         self._repository()
-        # Repeated? One that has ended is found out by publish.
-        with contextlib.suppress(sa_exc.IntegrityError):
-            self._database.write(begin)
+        try:
+            return self._database.write(begin)
+        except sa_exc.IntegrityError:
+            # Repeated. One that has ended is found out by publish.
+            return self._database.read(bad.first)
 
     def end_session(self, session_id: str) -> None:
         self._database.write(
@@ -106,6 +112,29 @@ class SqlCatalog(api.Catalog):
             return [rows.session(row) for row in found]
 
         return self._database.read(look)
+
+    # Bad digests
+
+    def report_bad(self, digests: Sequence[str], reporter: str) -> None:
+        while True:
+            # Another reporter's rows are seen by the next look.
+            with contextlib.suppress(sa_exc.IntegrityError):
+                return self._database.write(
+                    lambda session: bad.report(session, digests, reporter)
+                )
+
+    def bad_digests(
+        self,
+        among: Sequence[str] | None = None,
+        after: str = '',
+        limit: int = api.BAD_DIGESTS_PAGE,
+    ) -> list[api.BadDigest]:
+        return self._database.read(
+            lambda session: bad.page(session, among, after, limit)
+        )
+
+    def forget_bad(self, digests: Sequence[str]) -> None:
+        self._database.write(lambda session: bad.forget(session, digests))
 
     # Blobs and versions
 
@@ -299,6 +328,28 @@ class SqlCatalog(api.Catalog):
             return rows.version(found) if found else None
 
         return self._database.read(look)
+
+    def received(
+        self, blob: api.Blob, version: api.Version
+    ) -> api.Version | None:
+        return self._database.read(
+            lambda session: receiving.look(session, blob, version)
+        )
+
+    def receive(
+        self, blob: api.Blob, version: api.Version, *, session_id: str
+    ) -> api.Version:
+        scope = self._scope(blob.project_id)
+
+        def take(session: orm.Session) -> api.Version:
+            return receiving.take(session, blob, version, scope, session_id)
+
+        with contextlib.suppress(sa_exc.IntegrityError):
+            return self._database.write(take)
+        try:
+            return self._database.write(take)  # Somebody else was first.
+        except sa_exc.IntegrityError as exc:
+            raise receiving.used_name(blob) from exc
 
     def activate(self, blob_id: str) -> None:
         def turn(session: orm.Session) -> None:

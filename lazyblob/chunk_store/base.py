@@ -42,6 +42,9 @@ class ChunkStore(abc.ABC):
     """
 
     url: str
+    #: Each call is a journey: who uses it has more of them under way at once,
+    #: and does not ask what a put will answer anyway.
+    is_remote: bool = False
 
     @abc.abstractmethod
     def initialise(self) -> None:
@@ -61,7 +64,7 @@ class ChunkStore(abc.ABC):
     def replace(self, digest: bytes, *parts: digests.Buffer) -> None:
         """Store an object in the place of one that is known to be bad.
 
-        Readers find the one or the other, whole.
+        Readers find the one or the other, whole. It may be absent, too.
 
         :raises StoreFull: the store has no room
         """

@@ -213,6 +213,11 @@ class Contract:
         assert list(store.list()) == [(NAME, len(DATA))]
         assert site.leftovers() == []
 
+    def test_an_absent_object_may_be_replaced(self, site: Site) -> None:
+        site.open().replace(NAME, DATA)
+        assert site.open().get(NAME, LIMIT) == DATA
+        assert site.leftovers() == []
+
     def test_a_deleted_object_is_gone_and_deleting_again_is_no_error(
         self, site: Site
     ) -> None:

@@ -99,6 +99,8 @@ class S3Store(objects.ObjectStore):
     :param settings: None: everything from the environment
     """
 
+    is_remote = True
+
     def __init__(
         self, url: str, settings: conf.S3Settings | None = None
     ) -> None:

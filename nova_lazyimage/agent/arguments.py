@@ -24,6 +24,7 @@ UUID = re.compile(
 )
 DISK = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,63}')
 BLOB = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,254}')
+DIGEST = re.compile(r'[0-9a-f]{64}')
 SIZE_BYTES_MAX = 1 << 62
 
 

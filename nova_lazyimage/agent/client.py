@@ -342,6 +342,16 @@ class AgentClient:
         quoted = urllib.parse.quote(blob_id, safe='')
         self._json('DELETE', f'/v1/images/{quoted}')
 
+    def chunk(self, digest: str, chunk_size_bytes: int) -> bytes:
+        """A chunk of the host's cache; check it by its digest.
+
+        :param digest: hexadecimal
+        :raises NotFound: it is not there
+        """
+        quoted = urllib.parse.quote(digest, safe='')
+        query = f'?bytes={chunk_size_bytes:d}'
+        return self._bytes('GET', f'/v1/chunks/{quoted}{query}')
+
     @staticmethod
     def _path(*parts: str) -> str:
         quoted = [urllib.parse.quote(part, safe='') for part in parts]

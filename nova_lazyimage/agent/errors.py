@@ -53,6 +53,12 @@ class NoSuchCommit(AgentError):
     status = 404
 
 
+class NoSuchChunk(AgentError):
+    """The host's cache does not have it."""
+
+    status = 404
+
+
 class Conflict(AgentError):
     """What is there already, or what is in use, stands against it."""
 
@@ -111,6 +117,7 @@ def describe(exc: BaseException) -> tuple[int, str, str]:
         name = {
             'NoSuchMirror': 'NotFound',
             'NoSuchCommit': 'NotFound',
+            'NoSuchChunk': 'NotFound',
             'PeerForbidden': 'Forbidden',
         }.get(type(exc).__name__, type(exc).__name__)
         return exc.status, name, str(exc)

@@ -137,6 +137,7 @@ class Fetcher:
     :param alarm_seconds: how long a store may be silent
     :param tiers: in the order to ask them; the chunk store is the last
     :param observe: told the seconds of each fetch
+    :param report: told the digest that no tier has, whose readers got EIO
     """
 
     def __init__(
@@ -148,10 +149,12 @@ class Fetcher:
         guest_threads: int,
         alarm_seconds: float = 5.0,
         observe: Callable[[float], None] = lambda seconds: None,
+        report: Callable[[bytes], None] = lambda digest: None,
     ) -> None:
         self._engine = engine
         self._tiers = tuple(tiers)
         self._observe = observe
+        self._report = report
         self._stopping = threading.Event()
         self.alarm = Alarm()
         self.failures = {
@@ -268,4 +271,5 @@ class Fetcher:
                 failed[kind],
             )
         with contextlib.suppress(ValueError):
-            self._engine.fetch_failed(digest, kind, failed[kind])
+            if self._engine.fetch_failed(digest, kind, failed[kind]):
+                self._report(digest)

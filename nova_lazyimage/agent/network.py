@@ -28,6 +28,7 @@ from nova_lazyimage.agent import fetcher
 from nova_lazyimage.agent import journal
 from nova_lazyimage.agent import metrics
 from nova_lazyimage.agent import releases
+from nova_lazyimage.agent import reports
 from nova_lazyimage.agent import reverts
 from nova_lazyimage.agent import routes
 from nova_lazyimage.agent import upload
@@ -78,6 +79,7 @@ class Network:
         self.reverts = reverts.Reverts(
             agent.attachments, book, agent.engine, agent.repository
         )
+        self.reports = reports.Reports(agent.repository, settings.host)
         self.fetcher = fetcher.Fetcher(
             agent.engine,
             [fetcher.Tier('store', self._fetch_from_store)],
@@ -85,6 +87,7 @@ class Network:
             guest_threads=settings.guest_fetch_threads,
             alarm_seconds=settings.store_alarm_seconds,
             observe=self.metrics.observe_fetch,
+            report=self.reports.add,
         )
         self._server: api.Server | None = None
 
@@ -115,6 +118,7 @@ class Network:
         for target, name in (
             (self.releases.run, 'reconcile'),
             (self._agent.repository.greet, 'greet'),
+            (self.reports.run, 'reports'),
         ):
             thread = threading.Thread(
                 target=target,

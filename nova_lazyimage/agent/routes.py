@@ -21,6 +21,7 @@ from nova_lazyimage.agent import errors
 from nova_lazyimage.agent import freezes
 
 API_VERSION = 1
+CHUNK_BYTES_MAX = 4 << 20
 _ID = r'([^/]+)'
 _MIRROR = rf'/v1/mirrors/{_ID}/{_ID}'
 
@@ -56,6 +57,7 @@ class Routes:
             ('POST', f'{_MIRROR}/end-misses', ready(self.end_misses)),
             ('POST', f'{_MIRROR}/allow-misses', ready(self.allow_misses)),
             ('DELETE', f'/v1/images/{_ID}', ready(self.drop_image)),
+            ('GET', f'/v1/chunks/{_ID}', ready(self.chunk)),
         ]
 
     def _when_ready(self, route: api.Route) -> api.Route:
@@ -237,6 +239,19 @@ class Routes:
         image_id = arguments.match(arguments.UUID, 'image_id', request.ids[0])
         self._agent.network.releases.drop_image(image_id)
         return 200, {}
+
+    def chunk(self, request: api.Request) -> api.Answer:
+        """A chunk of the host's cache, for whoever repairs a store."""
+        digest = arguments.match(arguments.DIGEST, 'digest', request.ids[0])
+        text = request.query.get('bytes', '')
+        size = int(text) if text.isascii() and text.isdigit() else -1
+        arguments.number('bytes', size, 1, CHUNK_BYTES_MAX)
+        found = self._agent.engine.cached(bytes.fromhex(digest), size)
+        if found is None:
+            raise errors.NoSuchChunk(
+                f'this host\'s cache holds no chunk "{digest}" of {size} bytes'
+            )
+        return 200, found
 
     def _mirror(self, request: api.Request) -> Any:
         key = api.mirror_key(request)

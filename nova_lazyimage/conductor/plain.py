@@ -30,6 +30,7 @@ _RECORDS: dict[str, type] = {
         api.Blob,
         api.Version,
         api.Session,
+        api.BadDigest,
         api.NewImage,
     )
 }

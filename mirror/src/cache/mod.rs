@@ -221,6 +221,12 @@ impl Cache {
         Ok(cell.get_or_init(|| slab))
     }
 
+    /// The slots of a chunk size, if there are any.
+    pub fn open_slab(&self, chunk_size: u64) -> Option<&Slab> {
+        self.open_slabs()
+            .find(|slab| slab.chunk_size() == chunk_size)
+    }
+
     /// An orderly stop: what the indexes name may be believed.
     pub fn close(&self) -> Result<()> {
         let mut result = Ok(());

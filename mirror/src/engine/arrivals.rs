@@ -84,8 +84,15 @@ impl Engine {
         Ok(content)
     }
 
-    /// Takes back a chunk that could not be fetched.
-    pub fn fetch_failed(&self, digest: &Digest, failure: FetchFailure, reason: &str) {
+    /// The content of a chunk that the host's cache holds, proved by its digest.
+    #[must_use]
+    pub fn cached(&self, digest: &Digest, chunk_size: u64) -> Option<Buffer> {
+        let cache = &self.core.cache;
+        cache.content(cache.open_slab(chunk_size)?, digest)
+    }
+
+    /// Takes back a chunk that could not be fetched; whether its readers were given an error.
+    pub fn fetch_failed(&self, digest: &Digest, failure: FetchFailure, reason: &str) -> bool {
         let name = blake3::Hash::from_bytes(*digest).to_hex();
         let alarm = |what: &str| {
             self.core.events.push(
@@ -95,7 +102,8 @@ impl Engine {
                     .text("error", reason),
             );
         };
-        match self.core.flights.fail(digest, failure) {
+        let failed = self.core.flights.fail(digest, failure);
+        match failed {
             // One alarm an outage, not one a chunk.
             Failed::Again
                 if failure == FetchFailure::Transport
@@ -108,5 +116,6 @@ impl Engine {
             }
             _ => {}
         }
+        failed == Failed::Lost
     }
 }

@@ -308,7 +308,7 @@ impl Engine {
         digest: &[u8],
         kind: &str,
         reason: &str,
-    ) -> PyResult<()> {
+    ) -> PyResult<bool> {
         let digest = value::digest(digest)?;
         let failure = match kind {
             "transport" => FetchFailure::Transport,
@@ -319,8 +319,18 @@ impl Engine {
                 return Err(PyValueError::new_err(message));
             }
         };
-        py.detach(|| self.inner.fetch_failed(&digest, failure, reason));
-        Ok(())
+        Ok(py.detach(|| self.inner.fetch_failed(&digest, failure, reason)))
+    }
+
+    fn cached<'py>(
+        &self,
+        py: Python<'py>,
+        digest: &[u8],
+        chunk_size_bytes: u64,
+    ) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let digest = value::digest(digest)?;
+        let content = py.detach(|| self.inner.cached(&digest, chunk_size_bytes));
+        Ok(content.map(|content| PyBytes::new(py, content.as_ref())))
     }
 
     fn next_event<'py>(

@@ -171,3 +171,34 @@ fn the_scrub_finds_what_rots_and_tells_it() {
     }
     assert!(fleet.count("cache_scrubbed_bytes_total") >= 4 * CHUNK as u64);
 }
+
+#[test]
+fn a_cached_chunk_is_handed_out_by_its_digest_if_it_still_is_that() {
+    let mut fleet = Fleet::new(8);
+    let base = noise(14, 3 * CHUNK);
+    let mut store = Store::default();
+    let leaves = store.put(&base);
+    let mirror = fleet.attach("server", &leaves, base.len());
+    for chunk in 0..2 {
+        assert!(fleet.is_fetched(&store, &mirror, &base, chunk));
+    }
+    let size = CHUNK as u64;
+    let content = |chunk: usize| &base[chunk * CHUNK..][..CHUNK];
+    let cached = |fleet: &Fleet, chunk: usize| {
+        let found = fleet.engine.cached(&digest_of(content(chunk)), size);
+        found.map(|found| found.as_ref() == content(chunk))
+    };
+    assert_eq!(cached(&fleet, 0), Some(true));
+    assert_eq!(cached(&fleet, 2), None);
+    let digest = digest_of(content(0));
+    assert!(fleet.engine.cached(&digest, 2 * size).is_none());
+    assert!(fleet.engine.cached(&digest, 3).is_none());
+    // Its key is known after a restart, too; what rots is refused, and told.
+    fleet.engine.forget_as_if_killed();
+    drop(mirror);
+    fleet.open_again(8, 0);
+    fleet.flip(content(1));
+    assert_eq!(cached(&fleet, 0), Some(true));
+    assert_eq!(cached(&fleet, 1), None);
+    assert_eq!(fleet.count("cache_refused_total"), 1);
+}

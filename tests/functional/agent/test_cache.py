@@ -13,13 +13,18 @@
 
 import collections
 import errno
+import json
 import os
 import pathlib
+import subprocess
+import sys
 import threading
 import uuid
 
 import pytest
 from tests.functional.waits import wait_for
+
+from nova_lazyimage.agent import client
 
 MIB = 1024 * 1024
 CHUNK_BYTES = 256 * 1024
@@ -135,6 +140,9 @@ def test_a_chunk_that_is_wrong_in_the_store_is_an_error_until_repaired(
     )
     if refused:
         assert f'source=store digest={digest.hex()}' in site.log()
+    # And listed, for writers and for repair.
+    (listed,) = wait_for(site.repository.catalog.bad_digests, 'the report')
+    assert listed.digest == digest.hex()
     place.write_bytes(right)
     found = read(path, 2 * CHUNK_BYTES, CHUNK_BYTES)
     assert found == data[2 * CHUNK_BYTES : 3 * CHUNK_BYTES]
@@ -166,3 +174,57 @@ def test_a_chunk_that_rots_in_the_cache_is_fetched_again(site, noise):
     wait_for(
         lambda: f'source=cache digest={digest}' in site.log(), 'the alarm'
     )
+
+
+def test_a_store_is_repaired_from_the_cache(site, noise):
+    data = noise(2 * MIB)
+    image = site.image(data)
+    site.start()
+    path = attach(site, image)
+    # Chunks 0 and 4 are holes; what no guest has read is in no cache.
+    assert read(path, 0, MIB) == data[:MIB]
+    lost, damaged, nowhere = (digest_of(site, image, at) for at in (1, 2, 5))
+    object_of(site, lost).unlink()
+    place = object_of(site, damaged)
+    place.chmod(0o600)
+    place.write_bytes(place.read_bytes()[:-1] + b'?')
+    object_of(site, nowhere).unlink()
+    found = site.client.chunk(lost.hex(), CHUNK_BYTES)
+    assert found == data[CHUNK_BYTES : 2 * CHUNK_BYTES]
+    with pytest.raises(client.NotFound):
+        site.client.chunk(nowhere.hex(), CHUNK_BYTES)
+    with pytest.raises(client.NotFound):
+        site.client.chunk(lost.hex(), 2 * CHUNK_BYTES)
+    for wrong in ('x', lost.hex().upper(), '../status'):
+        with pytest.raises(client.BadRequest):
+            site.client.chunk(wrong, CHUNK_BYTES)
+
+    def repair(*more):
+        done = subprocess.run(
+            [
+                *(sys.executable, '-m', 'nova_lazyimage.cmd.lazyimage'),
+                *('--repository', site.url, 'repair', '--read-data'),
+                *('--from-cache', site.client.socket_path, '--json', *more),
+            ],
+            env=site.environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1, done.stderr
+        return json.loads(done.stdout)
+
+    shown = repair('--dry-run')
+    assert not object_of(site, lost).exists()
+    told = repair()
+    expected = sorted([lost.hex(), damaged.hex()])
+    assert sorted(shown['repairable']) == sorted(told['repaired']) == expected
+    # Of the image, and of the disk, which is a clone of it.
+    (disk,) = (mirror['blob_id'] for mirror in site.client.mirrors())
+    assert {row['id'] for row in told['lost']} == {image, disk}
+    for row in told['lost']:
+        assert (row['version'], row['digest']) == (1, nowhere.hex())
+        assert row['offset'] == 5 * CHUNK_BYTES
+        assert row['length_bytes'] == CHUNK_BYTES
+    assert set(site.repository.verify().faults) == {nowhere}
+    listed = site.repository.catalog.bad_digests()
+    assert [row.digest for row in listed] == [nowhere.hex()]

@@ -107,3 +107,23 @@ def test_the_unit_file_is_understood(tmp_path):
         or service_manager.version() >= PRESERVE_VERSION
     ]
     assert said == []
+
+
+def test_the_units_of_the_scrub_are_understood(tmp_path):
+    if not service_manager.is_there():
+        pytest.skip('needs root and systemd')
+    for name in ('lazyimage-verify.service', 'lazyimage-verify.timer'):
+        text = service_manager.UNIT.with_name(name).read_text()
+        text = text.replace('/usr/bin/lazyimage ', '/bin/true ')
+        text = text.replace('Documentation=', '# ')
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        [
+            'systemd-analyze',
+            'verify',
+            str(tmp_path / 'lazyimage-verify.timer'),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, '')

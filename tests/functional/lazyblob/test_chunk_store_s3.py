@@ -18,7 +18,9 @@ import gateway as gateways
 import pytest
 
 from lazyblob import exceptions
+from lazyblob import repairing
 from lazyblob import repository
+from lazyblob import verifying
 from lazyblob.chunk_store import conformance
 from lazyblob.chunk_store import objects
 
@@ -131,17 +133,45 @@ class TestRepository:
         assert b''.join(repo.open('image').stream()) == self.CONTENT
         assert proxy.faults > 20
 
-    def test_a_wrong_byte_anywhere_is_found(self, connect, site):
+    def test_a_wrong_byte_anywhere_is_found_told_and_mended(
+        self, connect, site, tmp_path
+    ):
+        """In each object; from a repository on files."""
         repo = connect()
-        version = repo.create(
-            [self.CONTENT[: 2 * CHUNK]], blob_id='i', chunk_size_bytes=CHUNK
-        )
-        for name, _size in list(repo.store.list()):
-            whole = repo.store.get(name, conformance.LIMIT)
+        data = self.CONTENT[: 2 * CHUNK]
+        repo.create([data], blob_id='i', chunk_size_bytes=CHUNK)
+        urls = repository.urls_of((tmp_path / 'backup').as_uri())
+        backup = repository.initialise(*urls)
+        backup.create([data], blob_id='b', chunk_size_bytes=CHUNK)
+        source = repairing.StoreSource(backup.store)
+        names = [name for name, _size in repo.store.list()]
+        assert len(names) == 4
+        for name in names:
             site.flip(name)
-            try:
-                assert not connect().verify('i').is_sound
-            except exceptions.ChunkCorrupt as exc:
-                assert name.hex() in str(exc)
-            repo.store.replace(name, whole)
-        assert connect().verify('i', version.number).is_sound
+            report = connect().verify()
+            (problem,) = report.problems()
+            assert problem.digest == name.hex()
+            assert (problem.blob_id, problem.version) == ('i', 1)
+            with pytest.raises(exceptions.ChunkCorrupt):
+                list(connect().open('i').stream())
+            assert repo.repair([source]).mended == [name]
+            assert connect().verify().is_sound
+        backup.close()
+
+    def test_a_look_goes_by_the_listing(self, connect, proxy):
+        """As many requests as nodes and pages, not as chunks."""
+        repo = connect()
+        repo.create([self.CONTENT], blob_id='i', chunk_size_bytes=CHUNK)
+        seen = []
+        proxy.follow(lambda number: seen.append(number) or '')
+        look = verifying.Options(reads_data=False)
+        watched = connect(endpoint=proxy.endpoint)
+        report = watched.verify(options=look)
+        assert report.is_sound
+        assert report.chunk_count == 20
+        assert 0 < len(seen) < 10
+        proxy.follow(lambda number: '')
+        lost = repo.manifest(repo.catalog.version('i').root).get(3)
+        repo.store.delete(lost)
+        (problem,) = watched.verify(options=look).problems()
+        assert (problem.offset, problem.digest) == (3 * CHUNK, lost.hex())

@@ -163,4 +163,38 @@ def test_a_conductor_needs_the_database_itself(url):
 def test_the_interface_has_a_version_and_a_topic():
     target = manager.Manager.target
     assert isinstance(target, oslo_messaging.Target)
-    assert (rpcapi.TOPIC, target.version) == ('lazyimage-conductor', '1.0')
+    assert (rpcapi.TOPIC, target.version) == ('lazyimage-conductor', '1.2')
+
+
+def test_a_conductor_of_the_release_before_serves_what_it_knows(
+    conf, database
+):
+    """Of what it does not know it says that it has to be upgraded."""
+
+    class Before(manager.Manager):
+        target = oslo_messaging.Target(version='1.0')
+
+        def _do(self, operation, arguments):
+            answer = super()._do(operation, arguments)
+            return None if operation == 'begin_session' else answer
+
+    transport = oslo_messaging.get_rpc_transport(conf)
+    server = oslo_messaging.get_rpc_server(
+        transport,
+        oslo_messaging.Target(
+            exchange=rpcapi.EXCHANGE, topic=rpcapi.TOPIC, server='before'
+        ),
+        [Before(service.open_catalog(database))],
+        executor='threading',
+    )
+    server.start()
+    catalog = rpcapi.RpcCatalog(conf=conf, timeout_seconds=20)
+    catalog._transport = transport
+    try:
+        assert catalog.begin_session('owner', 'session') == []
+        assert [s.id for s in catalog.sessions()] == ['session']
+        with pytest.raises(exceptions.InvalidConfiguration, match='upgrade'):
+            catalog.report_bad(['ab' * 32], 'host')
+    finally:
+        server.stop()
+        server.wait()

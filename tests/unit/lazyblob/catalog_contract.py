@@ -462,6 +462,67 @@ class CatalogContract:
         with pytest.raises(exceptions.NotFound):
             catalog.delete_version('disk', 2)
 
+    # Bad digests
+
+    def test_what_is_bad_is_listed_until_it_is_forgotten(
+        self, catalog, open_catalog
+    ):
+        digests = [f'{number:064x}' for number in range(5)]
+        catalog.report_bad(digests[1:3], 'host-1')
+        other = open_catalog()
+        other.report_bad([digests[4], digests[2], digests[4]], 'host-2')
+        found = catalog.bad_digests()
+        assert [(row.digest, row.reporter) for row in found] == [
+            (digests[1], 'host-1'),
+            (digests[2], 'host-1'),
+            (digests[4], 'host-2'),
+        ]
+        assert found[0].reported_at.endswith('Z')
+        assert other.bad_digests(limit=1) == found[:1]
+        assert other.bad_digests(after=digests[1], limit=1) == found[1:2]
+        assert other.bad_digests(digests[:2]) == found[:1]
+        assert other.bad_digests([]) == []
+        for _ in range(2):
+            other.forget_bad([digests[0], digests[2], digests[1]])
+            assert catalog.bad_digests() == found[2:]
+        catalog.report_bad([], 'host')
+        catalog.forget_bad([])
+
+    def test_two_that_report_the_same_are_both_content(self, open_catalog):
+        digests = [f'{number:064x}' for number in range(1200)]
+        catalogs = [open_catalog() for _ in range(3)]
+        failed = []
+
+        def report(catalog):
+            try:
+                catalog.report_bad(digests, 'x' * 300)
+            except Exception as exc:
+                failed.append(exc)
+
+        threads = [
+            threading.Thread(target=report, args=(catalog,))
+            for catalog in catalogs
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert failed == []
+        catalog = catalogs[0]
+        found = catalog.bad_digests(limit=2000)
+        assert [row.digest for row in found] == digests
+        catalog.forget_bad(digests)
+        assert catalog.bad_digests() == []
+
+    def test_a_session_begins_with_what_is_listed(self, catalog):
+        assert catalog.begin_session('owner', 's1') == []
+        digests = [f'{number:064x}' for number in range(1001)]
+        catalog.report_bad(digests[:2], 'host')
+        for _ in range(2):  # Repeated as well.
+            assert catalog.begin_session('owner', 's2') == digests[:2]
+        catalog.report_bad(digests, 'host')
+        assert catalog.begin_session('owner', 's3') == digests[:1000]
+
     # Locations
 
     def test_a_minted_location_names_its_version(self, catalog, open_catalog):

@@ -252,35 +252,6 @@ def damage(repo, name):
     path.write_bytes(data)
 
 
-class TestVerify:
-    def test_a_sound_version_is_read_in_full(self, repo, image):
-        report = repo.verify('image')
-        assert report.is_sound
-        assert report.chunk_count == 10
-        assert report.read_bytes == 10 * CHUNK
-
-    def test_every_lost_or_damaged_chunk_is_named(self, repo, image):
-        manifest = repo.manifest(image.root)
-        damage(repo, manifest.get(1))
-        path_of(repo, manifest.get(5)).unlink()
-        report = repo.verify('image')
-        assert [p.index for p in report.problems] == [1, 5]
-        assert 'checksum' in report.problems[0].reason
-        assert 'not there' in report.problems[1].reason
-
-    def test_a_damaged_manifest_is_an_error(self, repo, image):
-        damage(repo, bytes.fromhex(image.root))
-        with pytest.raises(exceptions.ChunkCorrupt, match=image.root):
-            repo.verify('image')
-
-    def test_a_valid_object_under_a_wrong_name_is_found(self, repo, image):
-        manifest = repo.manifest(image.root)
-        shutil.copy(
-            path_of(repo, manifest.get(0)), path_of(repo, manifest.get(1))
-        )
-        assert [p.index for p in repo.verify('image').problems] == [1]
-
-
 class TestImportAgain:
     """An import has the right bytes at hand; what it finds bad goes."""
 

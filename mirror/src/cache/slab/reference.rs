@@ -94,6 +94,15 @@ impl Slab {
         Some((self.acquire(self.hint(slot))?, checked))
     }
 
+    /// A reference by digest and the digest's key; no use of it is counted.
+    pub fn find_keyed(&self, digest: &Digest) -> Option<(SlotRef<'_>, [u8; 32])> {
+        let mut inner = self.lock();
+        let slot = *inner.by_digest.get(digest)?;
+        let present = *inner.present(slot)?;
+        let key = *inner.keys.get(present.key as usize)?;
+        Some((self.acquire_unused(self.hint(slot))?, key))
+    }
+
     /// The next present slot at or after one, its digest and its key: what the scrub reads.
     pub fn find_from(&self, slot: u32) -> Option<(SlotRef<'_>, Digest, [u8; 32])> {
         let mut inner = self.lock();
