@@ -17,9 +17,11 @@ ROOT_RUN = tools/allinone/root.sh run --
 # Stages of "make test": all, or those named.
 STAGES ?=
 
-# How long "make soak" is: kills of the agent, seconds of each other run.
+# How long "make soak" is: kills of the agent, seconds of each other run,
+# objects that are listed.
 KILLS ?= 1000
 SECONDS ?= 600
+KEYS ?= 1000000
 # A test of it, as pytest's -k takes it; all if empty.
 ONLY ?=
 
@@ -44,10 +46,11 @@ lint: ## the linters, on this host
 docs: ## the documentation, in doc/build/html, on this host
 	tools/test/tox -e docs
 
-soak: ## the long runs, in a root of its own [KILLS=1000 SECONDS=600 ONLY=name]
+soak: ## the long runs, in a root of its own [KILLS=1000 SECONDS=600 KEYS=1000000 ONLY=name]
 	tools/allinone/root.sh kernel
 	LAZYIMAGE_SOAK=1 LAZYIMAGE_SOAK_KILLS=$(KILLS) \
 		LAZYIMAGE_SOAK_SECONDS=$(SECONDS) \
+		LAZYIMAGE_SOAK_KEYS=$(KEYS) \
 		LAZYIMAGE_SOAK_ONLY='$(ONLY)' \
 		$(ROOT_RUN) python3 tools/test/run.py soak
 

@@ -86,6 +86,19 @@ Related options:
     * ``blob_store_catalog``
 """,
     ),
+    cfg.ListOpt(
+        'blob_store_conductor_public_keys',
+        help="""
+The public keys of ``lazyimage-conductor``, separated by commas, as made by
+``lazyimage-conductor --new-signing-key``. With them only answers that one of
+these keys has signed are believed; unless set, whatever answers on the
+message bus is. Refused with any other catalog than ``rpc://``.
+
+Related options:
+    * ``blob_store_catalog``
+    * ``[conductor] signing_key`` and ``public_keys`` of lazyimage.conf
+""",
+    ),
     cfg.IntOpt(
         'blob_store_catalog_timeout_seconds',
         sample_default=CATALOG_TIMEOUT_SECONDS_DEFAULT,
@@ -140,6 +153,7 @@ class Settings:
     chunk_size_bytes: int
     catalog_timeout_seconds: int | None = None
     store_settings: Mapping[str, Any] | None = None
+    public_keys: tuple[str, ...] | None = None
 
     @property
     def repository(self) -> tuple[str, str, str | None]:
@@ -185,6 +199,7 @@ def settings(conf: cfg.ConfigOpts, group: str | None) -> Settings:
         chunk_size_bytes=_chunk_size_bytes(conf, group),
         catalog_timeout_seconds=_catalog_timeout_seconds(conf, group, catalog),
         store_settings=_store_settings(conf, group),
+        public_keys=_public_keys(conf, group, catalog),
     )
 
 
@@ -260,6 +275,21 @@ def _catalog_timeout_seconds(
             f'{CATALOG_TIMEOUT_SECONDS_DEFAULT}',
         )
     return int(value) if catalog.startswith('rpc:') else None
+
+
+def _public_keys(
+    conf: cfg.ConfigOpts, group: str, catalog: str
+) -> tuple[str, ...] | None:
+    name = 'blob_store_conductor_public_keys'
+    value = tuple(_value(conf, group, name, ()))
+    if value and not catalog.startswith('rpc:'):
+        raise bad_configuration(
+            group,
+            f'option "[{group}] {name}" is "{",".join(value)}", but '
+            f'"blob_store_catalog" is "{urls.masked(catalog)}", which no '
+            f'conductor answers for; remove one of them',
+        )
+    return value if catalog.startswith('rpc:') else None
 
 
 def _store_settings(conf: cfg.ConfigOpts, group: str) -> Mapping[str, Any]:

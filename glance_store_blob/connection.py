@@ -80,6 +80,7 @@ class Connection:
                     transport_url=self.settings.transport_url,
                     timeout_seconds=self.settings.catalog_timeout_seconds,
                     store_settings=self.settings.store_settings,
+                    public_keys=self.settings.public_keys,
                 )
                 uuid = connected.info.uuid
             self._check(uuid)

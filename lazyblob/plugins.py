@@ -13,12 +13,13 @@
 
 Stevedore groups ``lazyblob.chunk_store`` and ``lazyblob.catalog``; an entry
 point's name is the scheme. A plug-in is called with the URL, a catalog also
-with ``transport_url`` (oslo.messaging's, for ``rpc://``), a store also with
+with ``transport_url`` (oslo.messaging's, for ``rpc://``) and whatever else it
+was given for one that is asked over a bus, a store also with
 ``settings`` if there are any for its scheme (:mod:`lazyblob.conf`). It must
 not connect before it is used.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stevedore import driver
@@ -70,9 +71,17 @@ def catalog(
     *,
     transport_url: str | None = None,
     timeout_seconds: int | None = None,
+    public_keys: Sequence[str] | None = None,
 ) -> api.Catalog:
-    """:raises InvalidConfiguration: no such catalog, or not such a URL"""
+    """The catalog of a URL.
+
+    :param timeout_seconds: how long one over a bus may take to answer
+    :param public_keys: of those whose answers over a bus are believed
+    :raises InvalidConfiguration: no such catalog, or not such a URL
+    """
     more: dict[str, Any] = {}
+    if public_keys is not None:
+        more['public_keys'] = public_keys
     if timeout_seconds is not None:
         more['timeout_seconds'] = timeout_seconds
     found: api.Catalog = _load(CATALOGS, url, 'catalog')(

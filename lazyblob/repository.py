@@ -103,6 +103,7 @@ def connect(
     transport_url: str | None = None,
     timeout_seconds: int | None = None,
     store_settings: Mapping[str, Any] | None = None,
+    public_keys: Sequence[str] | None = None,
 ) -> 'Repository':
     """A repository that exists; nothing is connected yet.
 
@@ -111,6 +112,8 @@ def connect(
         leaves it to the environment
     :param transport_url: oslo.messaging's, for a catalog over ``rpc://``
     :param timeout_seconds: how long such a catalog may take to answer
+    :param public_keys: of the conductors whose answers are believed; only
+        for such a catalog
     """
     return Repository(
         plugins.chunk_store(chunk_store_url, store_settings),
@@ -118,6 +121,7 @@ def connect(
             catalog_url,
             transport_url=transport_url,
             timeout_seconds=timeout_seconds,
+            public_keys=public_keys,
         ),
     )
 

@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use _mirror::disk::{Answer, Disk};
 use _mirror::engine::{FetchFailure, OnFull};
@@ -277,6 +277,24 @@ fn after_power_loss_flushed_writes_stand_and_every_local_block_is_dirty() {
         base()[5 * BLOCK..6 * BLOCK]
     );
     assert_eq!(host.count("dirty_bytes"), BLOCK as u64);
+}
+
+#[test]
+fn what_no_guest_flushes_is_flushed_within_seconds() {
+    let mut host = host();
+    let map = host.directory.path().join("mirror/map");
+    let before = std::fs::read(&map).unwrap();
+    host.write(5 * BLOCK, &vec![8; BLOCK]).unwrap();
+    // Five by the rule; a busy machine has more.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while std::fs::read(&map).unwrap() == before {
+        assert!(Instant::now() < deadline, "nobody flushes it");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    host.engine.forget_as_if_killed();
+    std::fs::remove_file(host.live_map()).unwrap();
+    host.open_again();
+    assert_eq!(host.read(5 * BLOCK, BLOCK).unwrap(), vec![8; BLOCK]);
 }
 
 #[test]

@@ -275,7 +275,7 @@ class Attachments:
         )
         self._save_new(record)
         try:
-            manifest = self._acquire(record, repository)
+            manifest = self._acquire(record, repository, source)
             mirror = self.export(record, manifest, create=True)
         except BaseException:
             self._withdraw(record)
@@ -293,7 +293,9 @@ class Attachments:
         )
         return live
 
-    def _acquire(self, record: journal.Record, repository: Any) -> Any:
+    def _acquire(
+        self, record: journal.Record, repository: Any, source: api.Version
+    ) -> Any:
         """Become the blob's writer and keep what the mirror reads by."""
         catalog = repository.catalog
         if record.clone:
@@ -308,6 +310,13 @@ class Attachments:
             version = catalog.version(record.blob_id)
         record.epoch = catalog.claim(record.blob_id, record.secret)
         blob = catalog.get(record.blob_id)
+        if record.clone and (version.root, blob.head) != (source.root, 1):
+            # Nobody else knows of it, but who has read it off the bus.
+            raise errors.Conflict(
+                f'blob "{record.blob_id}" was cloned for this disk a moment '
+                f'ago and is no copy of "{source.blob_id}" any more; attach '
+                'again, and see who else speaks on the message bus'
+            )
         if blob.head != version.number:
             # Somebody published between the two; ours is the epoch now.
             version = catalog.version(record.blob_id, blob.head)

@@ -9,7 +9,7 @@
 # WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 # License for the specific language governing permissions and limitations
 # under the License.
-"""What must be right in the files of Nova and Glance.
+"""What must be right in our own file and those of Nova and Glance.
 
 Read as text: neither service has to be importable where the check runs.
 """
@@ -17,6 +17,7 @@ Read as text: neither service has to be importable where the check runs.
 import configparser
 
 from nova_lazyimage.agent import checks
+from nova_lazyimage.conductor import signing
 
 
 def read(paths: list[str]) -> configparser.RawConfigParser:
@@ -145,6 +146,57 @@ def of_nova(
     ]
 
 
+def of_signatures(
+    parser: configparser.RawConfigParser,
+) -> list[checks.Finding]:
+    """Whether answers of the conductor are signed and checked (contract 34).
+
+    Warnings: until every host is told the keys nothing else can be.
+    """
+    found = []
+    default = 'rpc://' if parser.has_section('repository') else ''
+    catalog = _get(parser, 'repository', 'catalog') or default
+    if catalog.startswith('rpc:'):
+        text = _get(parser, 'conductor', 'public_keys') or ''
+        keys = [key.strip() for key in text.split(',') if key.strip()]
+        wrong = [key for key in keys if not signing.is_public_key(key)]
+        option = '[conductor] public_keys'
+        found.append(
+            checks.judge(
+                bool(keys),
+                'lazyimage.conf',
+                f'{option} is not set; set it to the conductors\' public '
+                'keys: whatever answers on the message bus is believed',
+                checks.Level.WARNING,
+                option,
+            )
+        )
+        found += [
+            checks.judge(
+                False,
+                'lazyimage.conf',
+                f'{option} has "{key[:60]}", which is no public key; write '
+                'what "lazyimage-conductor --new-signing-key" has made',
+                option=option,
+            )
+            for key in wrong
+        ]
+    if _get(parser, 'conductor', 'catalog'):
+        option = '[conductor] signing_key'
+        found.append(
+            checks.judge(
+                bool(_get(parser, 'conductor', 'signing_key')),
+                'lazyimage.conf',
+                f'{option} is not set; set it to a file made by '
+                '"lazyimage-conductor --new-signing-key": whoever can speak '
+                'on the message bus can answer in the conductor\'s name',
+                checks.Level.WARNING,
+                option,
+            )
+        )
+    return found
+
+
 def of_glance(
     parser: configparser.RawConfigParser, store_ids: list[str]
 ) -> list[checks.Finding]:
@@ -189,6 +241,21 @@ def of_glance(
                 option=f'[DEFAULT] {name}',
             )
         )
+    name = 'blob_store_conductor_public_keys'
+    found += [
+        checks.judge(
+            bool(_get(parser, store_id, name)),
+            'glance-api.conf',
+            f'[{store_id}] {name} is not set; set it to the conductors\' '
+            'public keys: whatever answers on the message bus is believed',
+            checks.Level.WARNING,
+            f'[{store_id}] {name}',
+        )
+        for store_id in store_ids
+        if (_get(parser, store_id, 'blob_store_catalog') or '').startswith(
+            'rpc:'
+        )
+    ]
     roles = (
         _get(parser, 'keystone_authtoken', 'service_token_roles') or 'service'
     )

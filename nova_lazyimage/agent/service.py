@@ -11,7 +11,7 @@
 # under the License.
 """The agent: its parts, the order in which they start and stop.
 
-Start: the state's lock; the predecessor's session with every disk of the
+Start: the locks; the predecessor's session with every disk of the
 journal, or a new mount (session.py); what speaks to others (network.py); the
 agent's own user for good; the disks of a new mount; readiness. None of it asks
 conductor, store or Keystone: a host that boots while they are away serves its
@@ -123,7 +123,7 @@ class Agent:
         self.findings: list[str] = []
         self._user = host.User(settings.user)
         self._gid = host.group_id(settings.socket_group)
-        self._lock = state.Lock(self.folders)
+        self._claims = state.Claims(self.folders, settings.socket)
         self.repository = repositories.Connection(
             settings.chunk_store,
             settings.catalog,
@@ -145,18 +145,24 @@ class Agent:
     def start(self) -> None:
         """Serve.
 
-        :raises Locked: another agent owns the state directory
+        :raises Locked: another agent owns the state directory, or another
+            place that this one was told to use
         :raises InvalidConfiguration: an option cannot work
         """
-        host.prepare(self.folders, self._user, self._gid)
+        self.folders.make()
         self._check()
         patience_seconds = state.LOCK_PATIENCE_SECONDS
         if self._keeper.beside_predecessor:
             self._load()
             keeper.notify(keeper.WAITS)
             patience_seconds = math.inf
+        self._claims.acquire(
+            patience_seconds,
+            self._keeper.check,
+            (self._user.uid, self._user.gid),
+        )
+        host.prepare(self.folders, self._user, self._gid)
         with self._user.in_effect():
-            self._lock.acquire(patience_seconds, self._keeper.check)
             self.folders.sweep()
         host.become_io_flusher()
         book = journal.Journal(self.folders)
@@ -292,7 +298,7 @@ class Agent:
         self.events.stop()
         if for_good:
             self.session.close()
-        self._lock.release()
+        self._claims.release()
         self.network.fetcher.stop()
         LOG.info(
             'Stopped %s within %.1f s',

@@ -13,19 +13,24 @@
 
 A file written here is there as it was before or as it is now, whatever
 happens in between: written beside its place, synced, renamed, and its folder
-synced. One agent owns a state directory: a lock that the kernel drops with
-the process keeps a second one out (contract 15).
+synced. One agent owns its state directory, run directory, socket and mount
+root: locks that the kernel drops with the process keep a second one out
+(contract 15).
 """
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
+import logging
 import os
 import pathlib
 import re
 import tempfile
 import time
 from collections.abc import Callable
+
+LOG = logging.getLogger(__name__)
 
 LOCK_PATIENCE_SECONDS = 3.0
 # Guests may wait meanwhile.
@@ -38,7 +43,7 @@ UUID = re.compile(
 
 
 class Locked(Exception):
-    """Another agent owns the state directory."""
+    """Another agent owns what this one was told to use."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,27 +124,33 @@ class Folders:
 
 
 class Lock:
-    """Held as long as the process lives."""
+    """A place that one agent at a time owns, as long as it lives.
 
-    def __init__(self, folders: Folders) -> None:
-        self.path = folders.journal / 'lock'
+    :param path: the lock's file
+    :param what: the place and its option, as a refusal names them
+    """
+
+    def __init__(self, path: pathlib.Path, what: str) -> None:
+        self.path = path
+        self._what = what
         self._descriptor: int | None = None
 
     def acquire(
         self,
         patience_seconds: float = LOCK_PATIENCE_SECONDS,
         check: Callable[[], None] = lambda: None,
+        owner: tuple[int, int] = (-1, -1),
     ) -> None:
-        """Own the state directory, or say who does.
+        """Own the place, or say who does.
 
         A predecessor that was just killed may take a moment to be gone.
 
         :param check: called now and then; raises if waiting is of no use
+        :param owner: of the file: whom the agent becomes
         :raises Locked: another process owns it
         """
-        descriptor = os.open(
-            self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self.path, flags, 0o600)
         until = time.monotonic() + patience_seconds
         while True:
             try:
@@ -153,10 +164,11 @@ class Lock:
                 holder = os.pread(descriptor, 32, 0).decode().strip()
                 os.close(descriptor)
                 raise Locked(
-                    f'the state directory "{self.path.parent.parent}" belongs '
-                    f'to the agent with pid {holder or "unknown"}; stop it, '
-                    'or give this one a state directory of its own'
+                    f'{self._what} belongs to the agent with pid '
+                    f'{holder or "unknown"}; stop that one, or give this one '
+                    'another'
                 ) from None
+        os.fchown(descriptor, *owner)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f'{os.getpid()}\n'.encode(), 0)
         self._descriptor = descriptor
@@ -166,6 +178,64 @@ class Lock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+class Claims:
+    """All that one agent at a time may use, each with its lock.
+
+    The state directory's is taken first and let go of last: whoever has it
+    is the one successor of its predecessor, which has none of the others any
+    more (contract 16). The chunk cache and every disk have fences in the
+    engine.
+
+    :param socket: path of the control socket
+    """
+
+    def __init__(self, folders: Folders, socket: str) -> None:
+        self._state = Lock(
+            folders.journal / 'lock',
+            f'the state directory "{folders.state}" ([agent] '
+            'state_directory, or --state)',
+        )
+        self._others = [
+            Lock(
+                folders.run / 'lock', f'[agent] run_directory "{folders.run}"'
+            ),
+            Lock(pathlib.Path(f'{socket}.lock'), f'[agent] socket "{socket}"'),
+        ]
+        root = folders.mount_root
+        # Not in it: it may be mounted, and wait for ourselves.
+        self._mount_root = Lock(
+            root.with_name(f'{root.name}.lock'), f'[agent] mount_root "{root}"'
+        )
+
+    def acquire(
+        self,
+        patience_seconds: float,
+        check: Callable[[], None],
+        owner: tuple[int, int],
+    ) -> None:
+        """Own all of it.
+
+        :param patience_seconds: how long the predecessor is waited for
+        :raises Locked: another agent owns some of it; nothing was touched
+        """
+        self._state.acquire(patience_seconds, check, owner)
+        for lock in self._others:
+            lock.acquire(owner=owner)
+        try:
+            self._mount_root.acquire(owner=owner)
+        except OSError as exc:
+            if exc.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            # Who may mount on a folder need not own the one that it is in.
+            # Nobody mounts over another agent's mount, lock or not.
+            LOG.debug('No lock of the mount root: %s', exc)
+
+    def release(self) -> None:
+        """Let a successor have it."""
+        for lock in (self._mount_root, *self._others, self._state):
+            lock.release()
 
 
 def sync_folder(folder: pathlib.Path) -> None:

@@ -172,6 +172,11 @@ def connect(chunk_store: str, catalog: str, **more: Any) -> Any:
 
     if catalog.startswith('rpc:'):
         threads.use_native()
+        if not cfg.CONF.conductor.public_keys:
+            LOG.warning(
+                'Whatever answers on the message bus in the conductor\'s name '
+                'is believed; set [conductor] public_keys'
+            )
     return repository.connect(chunk_store, catalog, **more)
 
 

@@ -39,12 +39,14 @@ class Place(NamedTuple):
     :ivar transport_url: of the message bus, for a catalog over ``rpc://``
     :ivar store_settings: what a chunk store is told beside its URL; None:
         it looks into the environment
+    :ivar public_keys: whose answers over ``rpc://`` are believed
     """
 
     chunk_store: str
     catalog: str
     transport_url: str | None = None
     store_settings: Mapping[str, Any] | None = None
+    public_keys: Sequence[str] | None = None
 
 
 def place(arguments: argparse.Namespace) -> Place:
@@ -70,10 +72,12 @@ def place(arguments: argparse.Namespace) -> Place:
         )
     from oslo_config import cfg
 
+    from nova_lazyimage.conf import conductor as conductor_options
     from nova_lazyimage.conf import repository as options
 
     conf = cfg.ConfigOpts()
     options.register_opts(conf)
+    conductor_options.register_opts(conf)
     conf.register_opts([cfg.StrOpt('transport_url', secret=True)])
     try:
         conf([], project='lazyimage', default_config_files=[path])
@@ -83,6 +87,9 @@ def place(arguments: argparse.Namespace) -> Place:
             section.catalog,
             conf.transport_url,
             store_conf.store_settings(lambda name: getattr(section, name)),
+            conf.conductor.public_keys
+            if section.catalog.startswith('rpc:')
+            else None,
         )
     except cfg.Error as exc:
         raise exceptions.InvalidConfiguration(f'"{path}": {exc}') from exc
@@ -100,6 +107,7 @@ def connect(arguments: argparse.Namespace) -> 'repository.Repository':
         where.catalog,
         transport_url=where.transport_url,
         store_settings=where.store_settings,
+        public_keys=where.public_keys,
     )
 
 

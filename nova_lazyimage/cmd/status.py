@@ -104,6 +104,7 @@ def look(arguments: argparse.Namespace) -> list[checks.Finding]:
             mount_root, pathlib.Path(agent['run_directory']), agent['socket']
         )
         found += checks.of_mount(mount_root, agent['socket'])
+    found += configurations.of_signatures(ours)
     if nova_paths:
         nova = configurations.read(nova_paths)
         found += configurations.of_nova(nova, str(mount_root), agent['socket'])

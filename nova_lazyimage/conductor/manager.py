@@ -15,6 +15,9 @@ One RPC method, ``catalog``, takes an operation and its arguments; only the
 names of the catalog's interface are operations. An error of the catalog is an
 answer, not a failure of the conductor; anything else is logged here and
 reaches the caller without its particulars.
+
+Every answer, an error too, passes one place on its way out: there it is
+signed, if this conductor has a key and the caller sent a nonce (signing.py).
 """
 
 import threading
@@ -28,6 +31,7 @@ from lazyblob import exceptions
 from lazyblob.catalog import api
 from nova_lazyimage.conductor import plain
 from nova_lazyimage.conductor import rpcapi
+from nova_lazyimage.conductor import signing
 
 LOG = logging.getLogger(__name__)
 
@@ -39,12 +43,16 @@ class Manager:
     """The endpoint.
 
     :param catalog: the database's
+    :param signer: signs answers; None: they are as they are
     """
 
     target = oslo_messaging.Target(version=rpcapi.RpcCatalog.VERSION)
 
-    def __init__(self, catalog: api.Catalog) -> None:
+    def __init__(
+        self, catalog: api.Catalog, signer: signing.Signer | None = None
+    ) -> None:
         self._catalog = catalog
+        self._signer = signer
         self._mutex = threading.Lock()
         self._said = 0.0
 
@@ -53,8 +61,24 @@ class Manager:
         context: dict[str, Any],
         operation: str,
         arguments: dict[str, Any],
+        nonce: str | None = None,
     ) -> dict[str, Any]:
-        """Do one operation; the answer is plain data."""
+        """Do one operation; the answer is plain data.
+
+        :param nonce: of a caller that takes signed answers only
+        """
+        answer = self._answer(operation, arguments)
+        if (
+            self._signer is None
+            or not isinstance(nonce, str)
+            or len(nonce) > signing.NONCE_LENGTH_MAX
+        ):
+            return answer
+        return self._signer.sign(operation, arguments, nonce, answer)
+
+    def _answer(
+        self, operation: str, arguments: dict[str, Any]
+    ) -> dict[str, Any]:
         try:
             return plain.success(self._do(operation, arguments))
         except exceptions.CatalogUnavailable as exc:

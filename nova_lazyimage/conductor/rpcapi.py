@@ -19,6 +19,9 @@ imported but oslo.messaging, oslo.config and lazyblob.
 A call has a time-out, and whoever gets none within it learns that the catalog
 is away and not what became of the call: every call may be repeated, a publish
 only as contract 21 says. Nothing is repeated here.
+
+Whoever knows the conductors' public keys takes no answer that none of them
+has signed (signing.py, contract 34).
 """
 
 import threading
@@ -32,13 +35,12 @@ from lazyblob import exceptions
 from lazyblob import urls
 from lazyblob.catalog import api
 from nova_lazyimage.conductor import plain
+from nova_lazyimage.conductor import signing
 
 TOPIC = 'lazyimage-conductor'
 # Not the process's: glance-api has another one by default than an agent.
 EXCHANGE = 'lazyimage'
 TIMEOUT_SECONDS = 30
-#: The version that an operation came with, if it is not the first.
-SINCE = dict.fromkeys(('report_bad', 'bad_digests', 'forget_bad'), '1.1')
 
 
 class RpcCatalog(api.Catalog):
@@ -50,15 +52,21 @@ class RpcCatalog(api.Catalog):
       an older conductor says which of them it does not know.
     * 1.1 - ``report_bad``, ``bad_digests``, ``forget_bad``; begin_session
       answers the first bad digests (None of a 1.0 conductor: none is known).
+    * 1.2 - ``nonce``: the answer is signed, if the conductor has a key. Sent
+      by callers that know a public key, and by no others.
 
     :param url: ``rpc://``: the process's transport
     :param transport_url: another one
     :param conf: oslo.config's; default: the process's
+    :param public_keys: of the conductors; None: the configuration's; empty:
+        whatever answers is believed
     """
 
-    VERSION = '1.1'
+    VERSION = '1.2'
     #: What every conductor of this major version understands.
     VERSION_MIN = '1.0'
+    #: The first whose answers can be signed.
+    SIGNED_VERSION = '1.2'
 
     def __init__(
         self,
@@ -67,6 +75,7 @@ class RpcCatalog(api.Catalog):
         transport_url: str | None = None,
         conf: cfg.ConfigOpts | None = None,
         timeout_seconds: int | None = None,
+        public_keys: Sequence[str] | None = None,
     ) -> None:
         if url.rstrip('/') != 'rpc:':
             raise exceptions.InvalidConfiguration(
@@ -76,6 +85,9 @@ class RpcCatalog(api.Catalog):
         self._conf = conf or cfg.CONF
         self._transport_url = transport_url
         self._timeout_seconds = timeout_seconds
+        if public_keys is None:
+            public_keys = self._option('public_keys', ())
+        self._verifier = signing.Verifier(public_keys) if public_keys else None
         self._mutex = threading.Lock()
         self._transport: Any = None
         self._client: Any = None
@@ -99,7 +111,9 @@ class RpcCatalog(api.Catalog):
         return self._call('sessions')
 
     def report_bad(self, digests: Sequence[str], reporter: str) -> None:
-        self._call('report_bad', digests=list(digests), reporter=reporter)
+        self._call(
+            'report_bad', '1.1', digests=list(digests), reporter=reporter
+        )
 
     def bad_digests(
         self,
@@ -109,13 +123,14 @@ class RpcCatalog(api.Catalog):
     ) -> list[api.BadDigest]:
         return self._call(
             'bad_digests',
+            '1.1',
             among=None if among is None else list(among),
             after=after,
             limit=limit,
         )
 
     def forget_bad(self, digests: Sequence[str]) -> None:
-        self._call('forget_bad', digests=list(digests))
+        self._call('forget_bad', '1.1', digests=list(digests))
 
     def create(
         self,
@@ -279,22 +294,34 @@ class RpcCatalog(api.Catalog):
     def _patience(self) -> int:
         if self._timeout_seconds is not None:
             return self._timeout_seconds
-        try:
-            return self._conf.conductor.timeout_seconds
-        except cfg.NoSuchOptError:
-            return TIMEOUT_SECONDS
+        return self._option('timeout_seconds', TIMEOUT_SECONDS)
 
-    def _call(self, operation: str, **arguments: Any) -> Any:
-        client = self._connected().prepare(
-            version=SINCE.get(operation, self.VERSION_MIN)
-        )
+    def _option(self, name: str, default: Any) -> Any:
+        """Of ``[conductor]``, which glance-api does not have."""
         try:
-            answer = client.call(
-                {},
-                'catalog',
-                operation=operation,
-                arguments=plain.encode(arguments),
+            return getattr(self._conf.conductor, name)
+        except cfg.NoSuchOptError:
+            return default
+
+    def _call(
+        self, operation: str, version: str = VERSION_MIN, /, **arguments: Any
+    ) -> Any:
+        """:param version: the first that has this operation"""
+        given = plain.encode(arguments)
+        if self._verifier is None:
+            answer = self._ask(version, operation, arguments=given)
+        else:
+            nonce = signing.new_nonce()
+            reply = self._ask(
+                self.SIGNED_VERSION, operation, arguments=given, nonce=nonce
             )
+            answer = self._verifier.check(operation, given, nonce, reply)
+        return plain.answer(answer)
+
+    def _ask(self, version: str, operation: str, **more: Any) -> Any:
+        client = self._connected().prepare(version=version)
+        try:
+            return client.call({}, 'catalog', operation=operation, **more)
         except (
             oslo_messaging.MessagingTimeout,
             oslo_messaging.MessageDeliveryFailure,
@@ -305,10 +332,10 @@ class RpcCatalog(api.Catalog):
                 'is right'
             ) from exc
         except oslo_messaging.UnsupportedVersion as exc:
-            raise _too_old(operation) from exc
+            raise _too_old(operation, version) from exc
         except oslo_messaging.RemoteError as exc:
             if exc.exc_type == 'UnsupportedVersion':
-                raise _too_old(operation) from exc
+                raise _too_old(operation, version) from exc
             raise exceptions.CatalogUnavailable(
                 f'the conductor could not answer "{operation}": '
                 f'{exc.exc_type}: {exc.value}; see its log'
@@ -317,11 +344,16 @@ class RpcCatalog(api.Catalog):
             raise exceptions.CatalogUnavailable(
                 f'the conductor cannot be asked "{operation}": {exc}'
             ) from exc
-        return plain.answer(answer)
 
 
-def _too_old(operation: str) -> exceptions.InvalidConfiguration:
+def _too_old(operation: str, version: str) -> exceptions.LazyBlobError:
+    if version == RpcCatalog.SIGNED_VERSION:
+        return exceptions.CatalogUnavailable(
+            f'the conductor is older than interface {version}, which signs '
+            'answers; upgrade every conductor, or remove [conductor] '
+            'public_keys until then'
+        )
     return exceptions.InvalidConfiguration(
-        f'this conductor knows no operation "{operation}"; upgrade conductors '
-        'before agents'
+        f'this conductor knows no operation "{operation}"; upgrade '
+        'conductors before agents'
     )

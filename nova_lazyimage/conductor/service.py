@@ -24,6 +24,7 @@ from lazyblob import urls
 from lazyblob.catalog import api
 from nova_lazyimage.conductor import manager
 from nova_lazyimage.conductor import rpcapi
+from nova_lazyimage.conductor import signing
 
 LOG = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Conductor:
     """One conductor.
 
     :param host: names this server among others on the topic
+    :param signer: of its answers
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Conductor:
         host: str,
         threads: int,
         transport_url: str | None = None,
+        signer: signing.Signer | None = None,
     ) -> None:
         self._catalog = catalog
         self._transport = oslo_messaging.get_rpc_transport(
@@ -67,7 +70,7 @@ class Conductor:
             oslo_messaging.Target(
                 exchange=rpcapi.EXCHANGE, topic=rpcapi.TOPIC, server=host
             ),
-            [manager.Manager(catalog)],
+            [manager.Manager(catalog, signer)],
             executor='threading',
             access_policy=dispatcher.DefaultRPCAccessPolicy,
         )

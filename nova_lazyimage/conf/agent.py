@@ -50,7 +50,8 @@ system: one agent owns it, and a second one refuses to start.
         default='/run/lazyimage',
         help="""
 Folder of the socket and the live maps. A tmpfs: what lies there outlives the
-agent and not the host.
+agent and not the host. Of two agents that are told to use one folder the
+second refuses to start; so it is with ``mount_root`` and ``socket``.
 """,
     ),
     cfg.StrOpt(

@@ -28,6 +28,20 @@ Made by ``lazyimage init``. It must not be ``rpc://``, which is the conductor.
 Related options: ``[repository] catalog``, which agents use.
 """,
     ),
+    cfg.StrOpt(
+        'signing_key',
+        default='',
+        help="""
+File of the private key by which this conductor signs its answers, made by
+``lazyimage-conductor --new-signing-key FILE``; its user must be able to read
+it, and nobody on a compute node. Empty: answers are not signed, and whoever
+can speak on the message bus can answer in the conductor's name. Conductors
+may share one key or have one each.
+
+Related options: ``public_keys``, which agents and glance-api need; set it
+when every conductor signs.
+""",
+    ),
     cfg.IntOpt(
         'threads',
         default=16,
@@ -49,6 +63,21 @@ CLIENT_OPTIONS = [
         help="""
 How long an agent waits for the conductor's answer before it says that the
 catalog is away.
+""",
+    ),
+    cfg.ListOpt(
+        'public_keys',
+        default=[],
+        help="""
+The conductors' public keys, separated by commas: what
+``lazyimage-conductor --new-signing-key FILE`` has put into ``FILE.pub``. An
+agent takes only answers that one of them has signed, so that a compute node
+that has fallen cannot make another one boot from its bytes. To change a key,
+add the new one here on every host, then give it to the conductors, then
+remove the old one. Empty: every answer is believed.
+
+Related options: ``signing_key``, the conductors' own.
+``blob_store_conductor_public_keys`` is the same for glance-api.
 """,
     ),
 ]

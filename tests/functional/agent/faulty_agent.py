@@ -22,6 +22,9 @@ folder ``$AGENT_FAULTS`` are the test's words:
     every call fails before it is made
 ``catalog-slow-end``
     the end of a session takes as many seconds as the file says
+``clone-overtaken``
+    somebody who reads the bus makes the clone before the agent does, and
+    publishes to it the root that the file says
 ``catalog-mute``
     the next publish is done and its answer lost, and so is every call until
     the file is gone
@@ -114,6 +117,23 @@ def no_space():
     return OSError(errno.ENOSPC, 'told to have no room', 'a file')
 
 
+def overtake(catalog, source, number, *, blob_id, **more):
+    """What another host could do that sees the request for a clone."""
+    version = catalog.clone(source, number, blob_id=blob_id, **more)
+    catalog.begin_session('thief', blob_id)
+    catalog.publish(
+        blob_id,
+        epoch=catalog.claim(blob_id, 'thief'),
+        parent=version.number,
+        commit_id='theft',
+        root=(FAULTS / 'clone-overtaken').read_text(),
+        size_bytes=version.size_bytes,
+        session_id=blob_id,
+        secret='thief',
+        drop_parent=True,
+    )
+
+
 class Wrapped:
     def __init__(self, inner):
         self._inner = inner
@@ -156,6 +176,8 @@ class Catalog(Wrapped):
             if name == 'publish':
                 method(*args, **kwargs)
             raise exceptions.CatalogUnavailable('told to be mute')
+        if name == 'clone' and is_told('clone-overtaken'):
+            overtake(self._inner, *args, **kwargs)
         if name == 'end_session' and is_told('catalog-slow-end'):
             time.sleep(float((FAULTS / 'catalog-slow-end').read_text()))
         if name in ('begin_session', 'publish', 'mint_location'):

@@ -92,6 +92,20 @@ class TestAttach:
         assert agent.mirrors() == []
         assert site.left() == []
 
+    def test_a_clone_that_somebody_overwrote_at_once_is_refused(
+        self, site, noise, key
+    ):
+        data = noise(MIB)
+        good, evil = site.image(data), site.image(noise(MIB, 2))
+        agent = site.start()
+        root = site.repository.catalog.version(evil).root
+        site.tell('clone-overtaken', root)
+        with pytest.raises(client.Conflict, match=f'no copy of "{good}"'):
+            agent.attach(*key, clone_blob=good)
+        site.untell('clone-overtaken')
+        mirror = agent.attach(*key, clone_blob=good)
+        assert pathlib.Path(mirror['path']).read_bytes() == data
+
     def test_a_disk_never_shrinks(self, site, noise, key):
         image = site.image(noise(2 * MIB))
         agent = site.start()

@@ -16,6 +16,7 @@ import grp
 import os
 import pathlib
 import pwd
+import re
 import socket
 import stat
 import subprocess
@@ -31,6 +32,8 @@ from nova_lazyimage.agent import client
 
 MIB = 1024 * 1024
 USER, GROUP = 'nobody', 'daemon'
+PF_MEMALLOC_NOIO = 0x00080000  # linux/sched.h
+CAP_SYS_RESOURCE = 24
 
 
 @pytest.fixture
@@ -114,6 +117,25 @@ class TestPrivileges:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 text = (task / 'status').read_text()
                 assert f'CapEff:\t{0:016x}' in text
+                looked_at += 1
+        assert looked_at
+
+    def test_reclaim_waits_for_no_thread_of_it(self, configured):
+        """Memory that its own writes would free must not be waited for."""
+        configured.start()
+        process = pathlib.Path(f'/proc/{configured.agent.process.pid}')
+        status = (process / 'status').read_text()
+        assert int(re.search(r'VmLck:\s+(\d+) kB', status)[1]) > 0
+        # A host may keep even root from saying more to the kernel.
+        bounds = int(re.search(r'CapBnd:\s+(\w+)', status)[1], 16)
+        expected = PF_MEMALLOC_NOIO if bounds >> CAP_SYS_RESOURCE & 1 else 0
+        looked_at = 0
+        for task in (process / 'task').iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                stat = (task / 'stat').read_text()
+                # proc(5): the ninth, behind a name that may hold anything.
+                flags = int(stat.rpartition(')')[2].split()[6])
+                assert flags & PF_MEMALLOC_NOIO == expected, stat
                 looked_at += 1
         assert looked_at
 

@@ -13,6 +13,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 import uuid
 
 import catalog_contract
@@ -142,3 +144,55 @@ def test_a_host_lives_without_the_conductor_and_works_with_it(
     assert b''.join(stored.open(image).stream()) == expected
     ask.release(*key)
     assert agent.stop() == 0
+
+
+@pytest.fixture
+def signing_key(tmp_path):
+    """A file that ``lazyimage-conductor`` made, and what it printed."""
+    path = tmp_path / 'signing.key'
+    made = subprocess.run(
+        [sys.executable, '-m', 'nova_lazyimage.cmd.conductor']
+        + ['--new-signing-key', str(path)],
+        cwd=pathlib.Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert made.returncode == 0, made.stderr
+    return path, made.stdout.strip()
+
+
+def test_an_agent_with_a_public_key_takes_signed_answers_alone(
+    tmp_path, urls, conductor_file, agent_file, daemon, signing_key
+):
+    path, public = signing_key
+    assert (tmp_path / 'signing.key.pub').read_text().strip() == public
+    repository.connect(*urls).create([os.urandom(MIB)], blob_id='image')
+    text = agent_file.read_text()
+    agent_file.write_text(
+        text.replace('[conductor]\n', f'[conductor]\npublic_keys = {public}\n')
+    )
+    unsigned = daemon('conductor', conductor_file).wait_for('Answering')
+    log = (tmp_path / 'conductor-0.log').read_text()
+    assert 'Answers are not signed' in log
+    daemon('agent', agent_file).wait_for('Ready')
+    ask = client.AgentClient(str(tmp_path / 'run' / 'agent.sock'), 30)
+    key = str(uuid.uuid4()), 'disk'
+    with pytest.raises(client.RepositoryUnavailable, match='is not signed'):
+        ask.attach(*key, clone_blob='image')
+    unsigned.stop()
+    with conductor_file.open('a') as file:
+        file.write(f'signing_key = {path}\n')
+    daemon('conductor', conductor_file).wait_for('Answering')
+    ask.attach(*key, clone_blob='image')
+    ask.release(*key)
+
+
+def test_a_conductor_whose_key_is_none_does_not_start(
+    tmp_path, conductor_file, daemon
+):
+    with conductor_file.open('a') as file:
+        file.write(f'signing_key = {tmp_path}/none\n')
+    assert daemon('conductor', conductor_file).process.wait(30) == 1
+    log = (tmp_path / 'conductor-0.log').read_text()
+    assert f'[conductor] signing_key "{tmp_path}/none"' in log

@@ -19,6 +19,7 @@ input and output: ``{"on": "engine" | "mirror" | "sealed", "call": name,
 below ``STATE/objects``; while ``STATE/hold`` exists none is fetched.
 """
 
+import ctypes
 import json
 import pathlib
 import socket
@@ -76,6 +77,13 @@ class Host:
             holder.connect(path)
             descriptors = self.engine.session_descriptors()
             socket.send_fds(holder, [b'session'], descriptors)
+
+    def hold_the_gil(self, seconds):
+        """Nobody else runs Python here meanwhile; ``STATE/held`` says so."""
+        # Unlike CDLL, PyDLL does not let go of it for the call.
+        usleep = ctypes.PyDLL(None).usleep
+        (self.state / 'held').touch()
+        usleep(int(seconds * 1_000_000))
 
     def counts(self):
         return {'fetches': self.fetches, 'asked': len(self.asked)}

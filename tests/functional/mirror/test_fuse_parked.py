@@ -190,6 +190,27 @@ class TestMisses:
             held.hold.unlink()
             assert all(len(read.result(20)) == 4096 for read in reads)
 
+    def test_local_blocks_are_served_while_python_stands_still(
+        self, held, content, rng
+    ):
+        path = held.attach(content)
+        data = rng.randbytes(16 * 4096)
+        holder = threading.Thread(
+            target=held.call, args=('hold_the_gil',), kwargs={'seconds': 4}
+        )
+        with opened(path) as fd:
+            os.pwrite(fd, data, 0)
+            holder.start()
+            wait_for((held.state / 'held').exists, 'the GIL')
+            for turn in range(200):
+                at = turn % 16 * 4096
+                os.pwrite(fd, data[at : at + 4096], at)
+                assert os.pread(fd, 4096, at) == data[at : at + 4096]
+                os.stat(path)
+            os.fsync(fd)
+            assert holder.is_alive(), 'it was let go of: this proves nothing'
+            holder.join()
+
     def test_misses_take_no_thread_from_who_is_local(self, held, content, rng):
         """The engine's threads are as many as before, and all of them idle."""
         path = held.attach(content)

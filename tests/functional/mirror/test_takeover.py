@@ -42,7 +42,7 @@ CHUNK_BYTES = conftest.CHUNK_BYTES
 CHUNKS = 32
 WITHOUT_RESEND = 'LAZYIMAGE_FUSE_WITHOUT_RESEND'
 # `make soak` asks for more.
-KILLS = int(os.environ.get('LAZYIMAGE_SOAK', '0')) or 8
+KILLS = int(os.environ.get('LAZYIMAGE_SOAK_KILLS', '8'))
 
 
 class Session(conftest.Engine):
@@ -256,6 +256,7 @@ class Writers:
 
 
 class TestKilled:
+    @pytest.mark.soak
     def test_writers_see_no_error_and_no_old_block_however_often_it_dies(
         self, session, content, rng
     ):
@@ -271,6 +272,7 @@ class TestKilled:
         writers.check()
         assert writers.operations > KILLS * 10
 
+    @pytest.mark.soak
     def test_it_dies_while_it_takes_over(self, session, content, rng):
         session.begin()
         writers = Writers(session.add(content), content)
@@ -321,7 +323,7 @@ class TestKilled:
             text=True,
             cwd=session.state,
         )
-        for _ in range(max(KILLS // 2, 3)):
+        for _ in range(4):
             time.sleep(rng.uniform(0.1, 0.3))
             session.kill()
             session.take_over()

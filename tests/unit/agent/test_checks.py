@@ -39,9 +39,9 @@ service_token_roles_required = True
 
 @pytest.fixture
 def look(tmp_path):
-    def look(nova=None, glance=None):
+    def look(nova=None, glance=None, ours='[agent]\n'):
         arguments = ['check', '--config-file', str(tmp_path / 'ours')]
-        (tmp_path / 'ours').write_text('[agent]\n')
+        (tmp_path / 'ours').write_text(ours)
         for name, text in (('nova', nova), ('glance', glance)):
             if text is not None:
                 (tmp_path / name).write_text(text)
@@ -135,6 +135,46 @@ def test_the_stores_that_nova_names_must_be_glances(look):
     nova = f'{NOVA}[lazyimage]\nglance_stores = blob1, blob2\n'
     (finding,) = look(nova, GLANCE)
     assert 'blob2:blob' in finding.message
+
+
+KEY = 'A' * 43 + '='
+RPC = '[repository]\ncatalog = rpc://\n'
+
+
+@pytest.mark.parametrize(
+    ('ours', 'named'),
+    [
+        (RPC, '[conductor] public_keys'),
+        ('[repository]\n', '[conductor] public_keys'),
+        ('[conductor]\ncatalog = mysql://db\n', '[conductor] signing_key'),
+    ],
+)
+def test_answers_that_nobody_signs_or_checks_are_a_warning(look, ours, named):
+    (finding,) = look(ours=ours)
+    assert finding.level is checks.Level.WARNING
+    assert finding.message.startswith(named)
+
+
+def test_glance_is_to_check_them_as_well(look):
+    store = '[blob1]\nblob_store_catalog = rpc://\n'
+    (finding,) = look(glance=GLANCE + store)
+    assert finding.level is checks.Level.WARNING
+    assert '[blob1] blob_store_conductor_public_keys' in finding.message
+    store += f'blob_store_conductor_public_keys = {KEY}\n'
+    assert look(glance=GLANCE + store) == []
+
+
+def test_a_public_key_that_is_none_is_a_failure(look):
+    ours = f'{RPC}[conductor]\npublic_keys = {KEY}, wrong\n'
+    (finding,) = look(ours=ours)
+    assert finding.level is checks.Level.FAILURE
+    assert '"wrong"' in finding.message
+
+
+def test_keys_on_both_sides_are_as_it_should_be(look):
+    assert look(ours=f'{RPC}[conductor]\npublic_keys = {KEY}\n') == []
+    ours = '[conductor]\ncatalog = mysql://db\nsigning_key = /key\n'
+    assert look(ours=ours) == []
 
 
 def test_the_worst_finding_is_the_exit_status(tmp_path, capsys):

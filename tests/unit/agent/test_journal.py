@@ -174,20 +174,19 @@ def test_a_lock_ends_with_its_process_and_names_it(folders):
     program = (
         'import pathlib, sys\n'
         'from nova_lazyimage.agent import state\n'
-        'root = pathlib.Path(sys.argv[1])\n'
-        'folders = state.Folders(root / "state", root / "run", root / "mnt")\n'
-        'state.Lock(folders).acquire()\n'
+        'state.Lock(pathlib.Path(sys.argv[1]), "the place").acquire()\n'
         'print("ready", flush=True)\n'
         'sys.stdin.read()\n'
     )
     process = subprocess.Popen(
-        [sys.executable, '-c', program, str(folders.state.parent)],
+        [sys.executable, '-c', program, str(folders.journal / 'lock')],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     process.stdout.readline()
-    lock = state.Lock(folders)
-    with pytest.raises(state.Locked, match=f'pid {process.pid}'):
+    lock = state.Lock(folders.journal / 'lock', 'the place')
+    expected = f'the place belongs to the agent with pid {process.pid};'
+    with pytest.raises(state.Locked, match=expected):
         lock.acquire(patience_seconds=0)
     process.kill()
     process.wait()

@@ -163,7 +163,7 @@ def test_a_conductor_needs_the_database_itself(url):
 def test_the_interface_has_a_version_and_a_topic():
     target = manager.Manager.target
     assert isinstance(target, oslo_messaging.Target)
-    assert (rpcapi.TOPIC, target.version) == ('lazyimage-conductor', '1.1')
+    assert (rpcapi.TOPIC, target.version) == ('lazyimage-conductor', '1.2')
 
 
 def test_a_conductor_of_the_release_before_serves_what_it_knows(

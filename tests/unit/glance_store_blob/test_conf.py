@@ -126,6 +126,22 @@ def test_a_database_needs_no_message_bus(conf):
     assert 'secret' not in reason
 
 
+def test_public_keys_are_for_a_conductor(conf):
+    keys = {'blob_store_conductor_public_keys': ['one', 'two']}
+    bus = {
+        'blob_store_catalog': 'rpc://',
+        'blob_store_transport_url': 'rabbit://user@host/',
+    }
+    set_all(conf, **(GOOD | bus | keys))
+    assert blob_conf.settings(conf, 'blob1').public_keys == ('one', 'two')
+    set_all(conf, blob_store_transport_url=None)
+    reason = reason_of(conf, blob_store_transport_url=None, **keys)
+    assert '"blob_store_conductor_public_keys" is "one,two"' in (
+        reason.replace('[blob1] ', '')
+    )
+    assert 'remove one of them' in reason
+
+
 @pytest.mark.parametrize(
     'name, value',
     [

@@ -17,6 +17,7 @@ import grp
 import os
 import pathlib
 import shutil
+import subprocess
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from cloud import engine
 from cloud import settings
 
 Ini = Mapping[str, Mapping[str, Any]]
+SIGNING_KEY = pathlib.Path('/etc/lazyimage/signing.key')
 
 GUNICORN = """\
 wsgi_app = '{module}:application'
@@ -162,12 +164,24 @@ def glance(flavour: str) -> None:
             'store_description': 'Lazy image store',
             'blob_store_catalog': 'rpc://',
             'blob_store_transport_url': settings.RABBIT_URL,
+            'blob_store_conductor_public_keys': public_key(),
             **engine.options('blob_store_'),
         }
     write('/etc/glance/glance-api.conf', ini(sections), 'glance')
     for name in ('glance-api-paste.ini',):
         shutil.copy(settings.OPENSTACK / 'etc/glance' / name, '/etc/glance')
     gunicorn('glance', 'glance.wsgi.api', settings.PORTS['glance'])
+
+
+def public_key() -> str:
+    """The conductors', whose key is made the first time."""
+    if not SIGNING_KEY.exists():
+        SIGNING_KEY.parent.mkdir(parents=True, exist_ok=True)
+        program = settings.LAZYIMAGE / 'bin/lazyimage-conductor'
+        command = [program, '--new-signing-key', SIGNING_KEY]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        shutil.chown(SIGNING_KEY, 'lazyimage')
+    return SIGNING_KEY.with_name(f'{SIGNING_KEY.name}.pub').read_text().strip()
 
 
 def lazyimage() -> None:
@@ -177,6 +191,7 @@ def lazyimage() -> None:
     sections: dict[str, dict[str, Any]] = {
         'DEFAULT': {'transport_url': settings.RABBIT_URL},
         'repository': {**engine.options(), 'catalog': 'rpc://'},
+        'conductor': {'public_keys': public_key()},
         'agent': {
             'host': settings.HOST,
             'state_directory': state,
@@ -191,7 +206,7 @@ def lazyimage() -> None:
     sections = {
         'DEFAULT': {'transport_url': settings.RABBIT_URL},
         'repository': {**engine.options(), 'catalog': catalog},
-        'conductor': {'catalog': catalog, 'workers': 1},
+        'conductor': {'catalog': catalog, 'signing_key': SIGNING_KEY},
     }
     path = '/etc/lazyimage/lazyimage-conductor.conf'
     write(path, ini(sections), 'lazyimage')
