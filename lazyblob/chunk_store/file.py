@@ -25,7 +25,9 @@ The 256 folders of the first byte exist from :meth:`FileStore.initialise` on,
 so that no put makes one: mode 2770, files 0640, under any umask, so that the
 services that share a store share a group.
 
-Crash: an unnamed file vanishes with its process. Power: :meth:`sync` is
+Crash: an unnamed file vanishes with its process; a named one, which a
+replacement needs for a moment, too, stays until a later
+:meth:`FileStore.initialise` finds it a day old. Power: :meth:`sync` is
 ``syncfs``, which takes the folders' entries along; a file that was cut short
 is not plausible and is replaced.
 
@@ -41,6 +43,7 @@ import pathlib
 import secrets
 import stat
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -56,6 +59,8 @@ FILE_MODE = 0o640
 _PREFIXES = tuple(f'{byte:02x}' for byte in range(256))
 _TEMPORARY_PREFIX = '.new-'
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
+# No put takes so long: whoever wrote it is dead.
+_LEFT_SECONDS = 24 * 3600
 _SYNC_FILE_RANGE_WRITE = 2
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -109,6 +114,7 @@ class FileStore(objects.ObjectStore):
             _make_directory(self._root, exist_ok=True)
             for prefix in _PREFIXES:
                 _make_directory(self._root / prefix, exist_ok=False)
+                _sweep(self._root / prefix)
         except OSError as exc:
             raise self._failed('initialise', self._root, exc) from exc
         self.sync(())
@@ -217,6 +223,7 @@ class FileStore(objects.ObjectStore):
     def _failed(
         self, verb: str, path: str | pathlib.Path, exc: OSError
     ) -> exceptions.LazyBlobError:
+        """What a failure of the system means, and what helps."""
         what = f'could not {verb} "{path}": {exc.strerror}'
         if exc.errno in _FULL:
             return exceptions.StoreFull(f'{what}; make room in "{self.url}"')
@@ -241,6 +248,18 @@ def _make_directory(path: pathlib.Path, *, exist_ok: bool) -> None:
             raise
     else:
         path.chmod(DIRECTORY_MODE)
+
+
+def _sweep(directory: pathlib.Path) -> None:
+    """Remove the temporary files of processes that died."""
+    before = time.time() - _LEFT_SECONDS
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if not entry.name.startswith(_TEMPORARY_PREFIX):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                if entry.stat().st_mtime < before:
+                    os.unlink(entry.path)
 
 
 def _read(path: str, size_bytes_max: int) -> tuple[int, bytes]:

@@ -168,8 +168,8 @@ class Disk:
         except OSError as exc:
             with contextlib.suppress(OSError):
                 new.unlink()
-            raise exceptions.StoreError(
-                f'could not write "{self.path / IDENTITY}": {exc.strerror}'
+            raise self.store._failed(
+                'write', self.path / IDENTITY, exc
             ) from exc
 
 

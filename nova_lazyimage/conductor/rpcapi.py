@@ -282,9 +282,7 @@ class RpcCatalog(api.Catalog):
                 self._client = oslo_messaging.get_rpc_client(
                     self._transport,
                     oslo_messaging.Target(
-                        exchange=EXCHANGE,
-                        topic=TOPIC,
-                        version=self.VERSION_MIN,
+                        exchange=EXCHANGE, topic=TOPIC, version=self.VERSION
                     ),
                     timeout=self._patience(),
                     version_cap=self.VERSION,
@@ -303,12 +301,10 @@ class RpcCatalog(api.Catalog):
         except cfg.NoSuchOptError:
             return default
 
-    def _call(
-        self, operation: str, version: str = VERSION_MIN, /, **arguments: Any
-    ) -> Any:
-        """:param version: the first that has this operation"""
+    def _call(self, operation: str, /, **arguments: Any) -> Any:
         given = plain.encode(arguments)
         if self._verifier is None:
+            version = SINCE.get(operation, self.VERSION_MIN)
             answer = self._ask(version, operation, arguments=given)
         else:
             nonce = signing.new_nonce()

@@ -12,8 +12,10 @@
 """What the tests of the library on real servers share."""
 
 import itertools
+import os
 import pathlib
 import signal
+import subprocess
 import sys
 import tempfile
 
@@ -34,7 +36,11 @@ pytest.register_assert_rewrite(
 )
 
 import databases  # noqa: E402 - found by the line above
+import dying  # noqa: E402
+import gateway as gateways  # noqa: E402
+import places  # noqa: E402
 
+MEMORY = '/dev/shm' if os.path.isdir('/dev/shm') else None
 SERVERS = (databases.MariaDB, databases.PostgreSQL)
 _numbers = itertools.count(1)
 
@@ -88,3 +94,57 @@ def url(initialised):
             if table.name != 'repository':
                 connection.execute(table.delete())
     bind.dispose()
+
+
+@pytest.fixture(scope='session')
+def gateway(tmp_path_factory):
+    """A real object gateway."""
+    with gateways.Gateway(tmp_path_factory.mktemp('ceph')) as found:
+        yield found
+
+
+@pytest.fixture(scope='session')
+def proxy(gateway):
+    """Makes trouble on the way to it."""
+    with gateways.proxy(gateway) as found:
+        yield found
+
+
+@pytest.fixture(scope='module')
+def stage():
+    """Where operations run in processes of their own."""
+    with dying.Stage() as found:
+        yield found
+
+
+@pytest.fixture(scope='module')
+def engines(request):
+    """Places for repositories; its parameter names store and catalog.
+
+    In memory: a process dies there and no host, and syncing takes no time.
+    """
+    store, catalog = request.param
+    asked = request.getfixturevalue
+    with tempfile.TemporaryDirectory(prefix='places', dir=MEMORY) as folder:
+        found = places.Engines(
+            folder,
+            store,
+            gateway=asked('gateway') if store == 'bucket' else None,
+            server=asked(catalog) if catalog != 'sqlite' else None,
+        )
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A mounted tmpfs of 4 MiB."""
+    if os.geteuid():
+        pytest.skip('mounting needs root; run it as root')
+    path = tmp_path / 'small'
+    path.mkdir()
+    subprocess.run(
+        ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', path], check=True
+    )
+    yield path
+    subprocess.run(['umount', path], check=True)

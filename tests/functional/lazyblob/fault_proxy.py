@@ -14,11 +14,24 @@
 It passes requests to a server and answers back, the Host header included, so
 that signatures stay right; a plan says which requests meet which fault. Each
 connection is a thread of its own.
+
+========= ===================================================================
+a number  this status, and the server is not asked
+cut       the connection ends before the server is asked
+slow      and only after :data:`SLOW_SECONDS`
+half      the server gets half of the request's body, and an end
+mangled   the server gets another body
+lost      the server has done it, and the connection ends
+truncated half of the answer's body, then the connection ends
+short     half of the answer's body, and a length that says so
+wrong     an answer's body that is another in its second half
+========= ===================================================================
 """
 
 import contextlib
 import http.client
 import http.server
+import socket
 import threading
 import time
 
@@ -75,6 +88,11 @@ class FaultProxy(http.server.ThreadingHTTPServer):
         """A client that went away is no news here."""
 
 
+def _wrong(body):
+    half = len(body) // 2
+    return body[:half] + bytes(byte ^ 0x55 for byte in body[half:])
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     wbufsize = -1
@@ -103,19 +121,39 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault in ('cut', 'slow'):
             self.close_connection = True
             return
-        status, headers, body = self._ask(data)
+        if fault == 'half':
+            self._ask_half(data)
+            self.close_connection = True
+            return
+        status, headers, body = self._ask(
+            _wrong(data) if fault == 'mangled' else data
+        )
         if fault == 'lost':
             self.close_connection = True
             return
-        if fault == 'wrong' and status < 300:
-            body = body[: len(body) // 2] + bytes(
-                byte ^ 0x55 for byte in body[len(body) // 2 :]
-            )
+        if status < 300 and fault == 'wrong':
+            body = _wrong(body)
+        if status < 300 and fault == 'short':
+            body = body[: len(body) // 2]
         self._answer(status, headers, body, half=fault == 'truncated')
 
     do_GET = do_PUT = do_DELETE = do_POST = do_HEAD = handle_any
 
     def _ask(self, data):
+        self._begin(data)
+        answer = self._upstream.getresponse()
+        return answer.status, answer.getheaders(), answer.read()
+
+    def _ask_half(self, data):
+        """Ends when the server has noticed: it may answer, or hang up."""
+        self._begin(data[: len(data) // 2])
+        if data:
+            self._upstream.sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            self._upstream.getresponse().read()
+        self._upstream.close()
+
+    def _begin(self, data):
         self._upstream.putrequest(
             self.command,
             self.path,
@@ -126,8 +164,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if name.lower() not in _HOP:
                 self._upstream.putheader(name, value)
         self._upstream.endheaders(data)
-        answer = self._upstream.getresponse()
-        return answer.status, answer.getheaders(), answer.read()
 
     def _answer(self, status, headers, body, half=False):
         self.send_response_only(status)

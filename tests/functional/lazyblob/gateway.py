@@ -48,7 +48,7 @@ class Gateway:
     :ivar address: host and port
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, page_keys=PAGE_KEYS):
         if not shutil.which('radosgw'):
             pytest.fail(
                 'radosgw is not installed; run "make test", whose root has '
@@ -58,11 +58,11 @@ class Gateway:
         sys.path.insert(0, str(ALLINONE))
         from cloud import ceph
 
-        # Pages of a hundred keys, so that few keys make many.
+        # Pages of a hundred keys, unless told: few keys make many.
         self.ceph = ceph.Ceph(
             folder,
             port=_free_port(),
-            more=f'rgw max listing results = {PAGE_KEYS}\n',
+            more=f'rgw max listing results = {page_keys}\n',
         )
         self.address = (self.ceph.address, self.ceph.port)
         self.endpoint = self.ceph.endpoint

@@ -64,8 +64,8 @@ class Historian:
 
     def step(self):
         act = self.chance.choices(
-            ['create', 'clone', 'commit', 'read', 'delete', 'drop'],
-            [2, 3, 8, 4, 2, 2],
+            ['create', 'clone', 'commit', 'read', 'verify', 'delete', 'drop'],
+            [2, 3, 8, 4, 2, 2, 2],
         )[0]
         blobs = self.repo.catalog.list_blobs()
         if act == 'create' or len(blobs) < 3:
@@ -150,6 +150,12 @@ class Historian:
             'first': data[: CHUNK * CHUNKS].hex()[:64],
             'size': len(data),
         }
+
+    def verify(self, operation, blob):
+        number = self.choose(blob).number
+        self.note(id=operation, act='verify')
+        report = self.repo.verify(blob.id, number)
+        return {'is_sound': report.is_sound}
 
     def delete(self, operation, blob):
         self.note(id=operation, act='delete', blob=blob.id)

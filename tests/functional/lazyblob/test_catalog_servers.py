@@ -62,6 +62,16 @@ def test_a_database_without_tables_is_no_repository(empty_database):
     catalog.close()
 
 
+def test_a_strangers_table_is_refused_by_its_name(mariadb):
+    """Not taken for what an init that died has left."""
+    url = mariadb.create('strange')
+    mariadb.execute('CREATE TABLE sessions (id INT)', database='strange')
+    with pytest.raises(exceptions.Conflict, match=r'"sessions".*of its own'):
+        schema.upgrade(url)
+    mariadb.execute('DROP TABLE sessions', database='strange')
+    schema.upgrade(url)
+
+
 def test_transactions_see_what_is_committed(url, server):
     """Of MariaDB's default, snapshots, nothing may be left in force."""
     bind = engine.create(url)

@@ -27,18 +27,6 @@ from lazyblob.chunk_store import objects
 CHUNK = 4096
 
 
-@pytest.fixture(scope='module')
-def gateway(tmp_path_factory):
-    with gateways.Gateway(tmp_path_factory.mktemp('ceph')) as found:
-        yield found
-
-
-@pytest.fixture(scope='module')
-def proxy(gateway):
-    with gateways.proxy(gateway) as found:
-        yield found
-
-
 @pytest.fixture
 def site(gateway, proxy):
     return gateways.S3Site(gateway, proxy)

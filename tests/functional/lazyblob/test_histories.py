@@ -30,26 +30,24 @@ import sys
 import time
 
 import historian
+import places
 import pytest
 
 from lazyblob import accounting
-from lazyblob import repository
 
 PROCESSES = 3
 SECONDS = float(os.environ.get('LAZYIMAGE_SOAK_SECONDS', '1.5'))
 HERE = pathlib.Path(__file__).parent
 
 
-@pytest.fixture(params=['sqlite', 'mariadb', 'postgresql'])
-def urls(request, tmp_path):
-    """The URLs of an empty repository."""
-    chunks = (tmp_path / 'chunks').as_uri()
-    catalog = f'sqlite:///{tmp_path}/catalog.sqlite'
-    if request.param != 'sqlite':
-        server = request.getfixturevalue(request.param)
-        catalog = server.create(f'histories_{time.time_ns()}')
-    repository.initialise(chunks, catalog).close()
-    return chunks, catalog
+ENGINES = [
+    ('files', 'sqlite'),
+    ('files', 'mariadb'),
+    ('stripes', 'postgresql'),
+    ('bucket', 'mariadb'),
+]
+if places.IS_LONG:
+    ENGINES += [('bucket', 'sqlite'), ('bucket', 'postgresql')]
 
 
 class Model:
@@ -117,12 +115,16 @@ def key_of(version):
 
 
 @pytest.mark.soak
-def test_histories_of_many_processes_agree_with_the_model(urls, tmp_path, rng):
+@pytest.mark.parametrize('engines', ENGINES, indirect=True, ids='-'.join)
+def test_histories_of_many_processes_agree_with_the_model(
+    engines, tmp_path, rng
+):
     folder = tmp_path / 'journals'
     folder.mkdir()
-    run(urls, folder, rng)
+    place = engines.shared()
+    run(place, folder, rng)
     model = Model(folder)
-    repo = repository.connect(*urls)
+    repo = place.connect()
     versions = {
         (version.blob_id, version.number): version
         for version in accounting.all_versions(repo.catalog)
@@ -175,6 +177,9 @@ def test_histories_of_many_processes_agree_with_the_model(urls, tmp_path, rng):
             data = repo.reader(version.root).read(0, 32)
             assert data.hex() == fields['first']
 
+    for fields in model.done('verify').values():
+        assert fields['is_sound']
+
     # Only those who were killed left a session.
     finished = {
         path.stem
@@ -188,7 +193,7 @@ def test_histories_of_many_processes_agree_with_the_model(urls, tmp_path, rng):
     repo.close()
 
 
-def run(urls, folder, rng):
+def run(place, folder, rng):
     """The processes, one of which is killed and replaced again and again."""
 
     def start(seconds):
@@ -198,10 +203,15 @@ def run(urls, folder, rng):
                 'sh',
                 '-c',
                 'exec "$0" "$1" "$2" "$3" "$4/$$.journal" "$5" "$6"',
-                *(sys.executable, str(HERE / 'historian.py'), *urls),
+                *(sys.executable, str(HERE / 'historian.py')),
+                *(place.chunk_store, place.catalog),
                 *(str(folder), str(rng.random()), str(seconds)),
             ],
-            env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+            env={
+                **os.environ,
+                **place.environment(),
+                'PYTHONPATH': os.pathsep.join(sys.path),
+            },
         )
 
     until = time.monotonic() + SECONDS + 1

@@ -15,10 +15,11 @@ Whatever the store could still take, an upload that does not fit is refused
 whole, and the same upload succeeds once there is room.
 """
 
-import os
 import random
-import subprocess
 
+import dying
+import operations
+import places
 import pytest
 
 from lazyblob import exceptions
@@ -26,20 +27,6 @@ from lazyblob import repository
 
 CHUNK = 4096
 DATA = random.Random(1).randbytes(64 * CHUNK)
-
-
-@pytest.fixture
-def small(tmp_path):
-    """A mounted tmpfs of 4 MiB."""
-    if os.geteuid():
-        pytest.skip('mounting needs root; run it as root')
-    path = tmp_path / 'small'
-    path.mkdir()
-    subprocess.run(
-        ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', path], check=True
-    )
-    yield path
-    subprocess.run(['umount', path], check=True)
 
 
 def test_a_full_store_refuses_the_upload_and_nothing_else(
@@ -55,8 +42,7 @@ def test_a_full_store_refuses_the_upload_and_nothing_else(
     ballast = small / 'ballast'
     refused = 0
     for room in range(0, 700, 50):
-        with open(ballast, 'wb') as file:
-            os.posix_fallocate(file.fileno(), 0, free(small) - room * 1024)
+        places.leave_room(small, ballast, room * 1024)
         data = random.Random(room).randbytes(32) + DATA
         try:
             repo.create([data], blob_id=f'b{room}', chunk_size_bytes=CHUNK)
@@ -79,9 +65,64 @@ def test_a_full_store_refuses_the_upload_and_nothing_else(
     assert 3 < refused < 14, 'all or none were refused: this proves nothing'
 
 
-def free(path):
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
+@pytest.mark.expect_logs('was damaged in')
+@pytest.mark.parametrize('name', ['Again', 'Commit', 'Snapshot', 'Larger'])
+def test_what_writes_into_a_full_store_is_refused_and_works_with_room(
+    small, tmp_path, request, name
+):
+    """Whatever it had come to: with no room, and with a little."""
+    place = dying.Place(
+        (small / 'chunks').as_uri(),
+        f'sqlite:///{tmp_path}/catalog.sqlite',
+        str(tmp_path),
+    )
+    repo = place.initialise()
+    request.addfinalizer(repo.close)
+    world = operations.Opened(repo)
+    ballast = small / 'ballast'
+    refused = done = 0
+    for room in range(0, 40, 4):
+        operation = operations.OPERATIONS[name]()
+        operation.prepare(repo, key := f'k{room}')
+        places.leave_room(small, ballast, room * 1024)
+        try:
+            answer = operation.run(world, key)
+            done += 1
+        except exceptions.StoreFull as exc:
+            refused += 1
+            assert 'make room' in str(exc)
+            operations.audit(repo, operation.damaged)
+            ballast.unlink()
+            answer = operation.run(world, key)
+        ballast.unlink(missing_ok=True)
+        operation.check(repo, key, answer)
+        operations.audit(repo)
+    assert refused and done, 'all or none were refused: this proves nothing'
+
+
+def test_an_export_to_a_full_disk_is_refused_and_leaves_nothing(
+    small, tmp_path, request
+):
+    place = dying.Place(
+        (tmp_path / 'chunks').as_uri(),
+        f'sqlite:///{tmp_path}/catalog.sqlite',
+        str(small),
+    )
+    repo = place.initialise()
+    request.addfinalizer(repo.close)
+    repo.create([DATA], blob_id='image', chunk_size_bytes=CHUNK)
+    target = small / 'image.raw'
+    target.write_bytes(b'as it was')
+    ballast = small / 'ballast'
+    for room in (0, 60, 200):
+        places.leave_room(small, ballast, room * 1024)
+        with pytest.raises(exceptions.InvalidConfiguration, match='space'):
+            repo.export('image', None, target)
+        assert target.read_bytes() == b'as it was'
+        ballast.unlink()
+        assert [path.name for path in small.iterdir()] == ['image.raw']
+    repo.export('image', None, target)
+    assert target.read_bytes() == DATA
 
 
 def names(repo, version):

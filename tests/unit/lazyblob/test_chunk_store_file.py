@@ -16,6 +16,7 @@ import errno
 import os
 import stat
 import threading
+import time
 
 import obstore.store
 import pytest
@@ -111,6 +112,20 @@ class TestFilesWithoutUnnamedOnes(conformance.Contract):
             return real(path, flags, *rest, **keywords)
 
         monkeypatch.setattr(file.os, 'open', refuse)
+
+
+def test_what_a_dead_process_left_goes_when_it_is_a_day_old(site):
+    site.open().put(NAME, DATA)
+    folder = site.path(NAME).parent
+    for name, hours in (('old', 25), ('new', 23)):
+        path = folder / f'.new-{name}'
+        path.write_bytes(b'half of an obj')
+        since = time.time() - hours * 3600
+        os.utime(path, (since, since))
+    assert list(site.open().list()) == [(NAME, len(DATA))]
+    site.open().initialise()
+    assert [path.name for path in site.leftovers()] == ['.new-new']
+    assert site.open().get(NAME, conformance.LIMIT) == DATA
 
 
 @pytest.mark.parametrize('mask', [0o000, 0o022, 0o077])

@@ -16,6 +16,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
+from lazyblob.catalog.migrations import steps
+
 revision = '0001'
 down_revision = None
 branch_labels = None
@@ -33,7 +35,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 def upgrade() -> None:
-    op.create_table(
+    steps.create_table(
         'repository',
         sa.Column('id', sa.Integer, nullable=False, autoincrement=False),
         sa.Column('uuid', sa.String(36), nullable=False),
@@ -46,7 +48,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint('id', name='pk_repository'),
         **_OPTIONS,
     )
-    op.create_table(
+    steps.create_table(
         'blobs',
         sa.Column('id', sa.String(255), nullable=False),
         sa.Column('name', sa.String(255), nullable=True),
@@ -67,9 +69,9 @@ def upgrade() -> None:
         sa.UniqueConstraint('name', name='uq_blobs_name'),
         **_OPTIONS,
     )
-    op.create_index('ix_blobs_state', 'blobs', ['state'])
-    op.create_index('ix_blobs_project_id', 'blobs', ['project_id'])
-    op.create_table(
+    steps.create_index('ix_blobs_state', 'blobs', ['state'])
+    steps.create_index('ix_blobs_project_id', 'blobs', ['project_id'])
+    steps.create_table(
         'versions',
         sa.Column('blob_id', sa.String(255), nullable=False),
         sa.Column(
@@ -89,8 +91,8 @@ def upgrade() -> None:
         ),
         **_OPTIONS,
     )
-    op.create_index('ix_versions_root', 'versions', ['root'])
-    op.create_table(
+    steps.create_index('ix_versions_root', 'versions', ['root'])
+    steps.create_table(
         'sessions',
         sa.Column('id', sa.String(255), nullable=False),
         sa.Column('owner', sa.String(255), nullable=False),
@@ -99,8 +101,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint('id', name='pk_sessions'),
         **_OPTIONS,
     )
-    op.create_index('ix_sessions_ended_at', 'sessions', ['ended_at'])
-    op.create_table(
+    steps.create_index('ix_sessions_ended_at', 'sessions', ['ended_at'])
+    steps.create_table(
         'condemned_objects',
         sa.Column('digest', sa.String(64), nullable=False),
         sa.Column('state', sa.String(16), nullable=False),
@@ -109,12 +111,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint('digest', name='pk_condemned_objects'),
         **_OPTIONS,
     )
-    op.create_index(
+    steps.create_index(
         'ix_condemned_objects_condemned_at',
         'condemned_objects',
         ['condemned_at'],
     )
-    op.create_table(
+    steps.create_table(
         'bad_digests',
         sa.Column('digest', sa.String(64), nullable=False),
         sa.Column('reporter', sa.String(255), nullable=False),

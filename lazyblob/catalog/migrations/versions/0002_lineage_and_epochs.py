@@ -20,6 +20,8 @@ clock.
 import sqlalchemy as sa
 from alembic import op
 
+from lazyblob.catalog.migrations import steps
+
 revision = '0002'
 down_revision = '0001'
 branch_labels = None
@@ -29,9 +31,9 @@ _TABLES = ('repository', 'sessions', 'condemned_objects')
 
 
 def upgrade() -> None:
-    op.create_index('ix_blobs_origin', 'blobs', ['origin'])
+    steps.create_index('ix_blobs_origin', 'blobs', ['origin'])
     for table in _TABLES:
-        op.add_column(
+        steps.add_column(
             table,
             sa.Column(
                 'collection_epoch',
