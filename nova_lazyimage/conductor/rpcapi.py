@@ -41,6 +41,8 @@ TOPIC = 'lazyimage-conductor'
 # Not the process's: glance-api has another one by default than an agent.
 EXCHANGE = 'lazyimage'
 TIMEOUT_SECONDS = 30
+#: The version that an operation came with, if it is not the first.
+SINCE = dict.fromkeys(('report_bad', 'bad_digests', 'forget_bad'), '1.1')
 
 
 class RpcCatalog(api.Catalog):
@@ -111,9 +113,7 @@ class RpcCatalog(api.Catalog):
         return self._call('sessions')
 
     def report_bad(self, digests: Sequence[str], reporter: str) -> None:
-        self._call(
-            'report_bad', '1.1', digests=list(digests), reporter=reporter
-        )
+        self._call('report_bad', digests=list(digests), reporter=reporter)
 
     def bad_digests(
         self,
@@ -123,14 +123,13 @@ class RpcCatalog(api.Catalog):
     ) -> list[api.BadDigest]:
         return self._call(
             'bad_digests',
-            '1.1',
             among=None if among is None else list(among),
             after=after,
             limit=limit,
         )
 
     def forget_bad(self, digests: Sequence[str]) -> None:
-        self._call('forget_bad', '1.1', digests=list(digests))
+        self._call('forget_bad', digests=list(digests))
 
     def create(
         self,
