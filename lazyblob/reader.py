@@ -23,10 +23,13 @@ import collections
 import concurrent.futures
 import threading
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from lazyblob import chunk
 from lazyblob import exceptions
 from lazyblob import tree
+
+T = TypeVar('T')
 
 _CACHED_CHUNKS_MAX = 4
 _AHEAD_PER_THREAD = 2
@@ -81,31 +84,50 @@ class Reader:
     ) -> Iterator[tuple[bytes, bool]]:
         """Like :meth:`stream`; each piece says whether it is a hole."""
         offset, end = self._range(offset, length)
-        pieces = self._pieces(offset, end)
+        zeros = chunk.zeros(self.chunk_size_bytes)
+        wanted = (
+            ((start, stop), self._tree.get(index))
+            for index, start, stop in self._pieces(offset, end)
+        )
+        for (start, stop), found in self._ahead(wanted):
+            data = zeros if found is None else found
+            if stop - start != len(data):
+                data = data[start:stop]
+            yield data, found is None
+
+    def data(self) -> Iterator[tuple[int, bytes]]:
+        """Offset and content of the chunks that are no holes, ascending.
+
+        Holes cost nothing, however large they are.
+        """
+        size = self.chunk_size_bytes
+        for index, found in self._ahead(tree.added(None, self._tree, -1)):
+            if found is not None:
+                yield index * size, found[: self.size_bytes - index * size]
+
+    def _ahead(
+        self, wanted: Iterator[tuple[T, bytes | None]]
+    ) -> Iterator[tuple[T, bytes | None]]:
+        """Chunks by their digests; the next few are under way."""
         waiting: collections.deque[
-            tuple[int, int, concurrent.futures.Future[bytes] | None]
+            tuple[T, concurrent.futures.Future[bytes] | None]
         ] = collections.deque()
         pool = concurrent.futures.ThreadPoolExecutor(
             self._threads, thread_name_prefix='read-ahead'
         )
-        zeros = chunk.zeros(self.chunk_size_bytes)
         try:
             while True:
                 while len(waiting) < self._threads * _AHEAD_PER_THREAD:
-                    piece = next(pieces, None)
-                    if piece is None:
+                    item = next(wanted, None)
+                    if item is None:
                         break
-                    index, start, stop = piece
-                    name = self._tree.get(index)
+                    key, name = item
                     future = name and pool.submit(self._fetch, name)
-                    waiting.append((start, stop, future or None))
+                    waiting.append((key, future or None))
                 if not waiting:
                     return
-                start, stop, pending = waiting.popleft()
-                data = pending.result() if pending else zeros
-                if stop - start != len(data):
-                    data = data[start:stop]
-                yield data, pending is None
+                key, pending = waiting.popleft()
+                yield key, pending.result() if pending else None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

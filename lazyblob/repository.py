@@ -35,6 +35,7 @@ from lazyblob import exporting
 from lazyblob import growing
 from lazyblob import importing
 from lazyblob import manifest as manifests
+from lazyblob import moving
 from lazyblob import patience
 from lazyblob import plugins
 from lazyblob import reader as readers
@@ -69,14 +70,19 @@ def initialise(
     dedupe_scope: str = 'repository',
     store_settings: Mapping[str, Any] | None = None,
     is_moved: bool = False,
+    may_lack: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> 'Repository':
     """Make a repository, or bring one to this release's schema.
 
     Repeating it is harmless.
 
     :param is_moved: the chunk store of a repository that exists has another
-        URL now: it got a disk more, or was copied
-    :raises Conflict: another repository is there already
+        URL now: it got a disk more, or was copied. It is looked at first
+    :param may_lack: without looking whether it holds what versions need
+    :param progress: called with the versions looked at so far
+    :raises Conflict: another repository is there already, or the store does
+        not hold what this one needs
     """
     from lazyblob.catalog import schema
 
@@ -87,6 +93,9 @@ def initialise(
         )
     store = plugins.chunk_store(chunk_store_url, store_settings)
     store.initialise()
+    if is_moved and not may_lack:
+        schema.upgrade(catalog_url)
+        moving.check(Repository(store, plugins.catalog(catalog_url)), progress)
     schema.initialise(
         catalog_url,
         chunk_store=chunk_store_url,
@@ -201,6 +210,12 @@ class Repository:
         :param scope: the blob's
         """
         return self.tree(root, scope).load()
+
+    def scope(self, project_id: str) -> str:
+        """The dedupe scope of a project's blobs."""
+        if self.info.dedupe_scope == 'project':
+            return digest.project_scope(project_id)
+        return digest.REPOSITORY_SCOPE
 
     def chunk_key(self, scope: str) -> bytes:
         """The key of chunk digests in a blob's scope."""
@@ -321,7 +336,7 @@ class Repository:
         """
         chunk.check_size(chunk_size_bytes)
         self._refuse_used(blob_id, name)
-        keys = digest.keys(self._scope(project_id))
+        keys = digest.keys(self.scope(project_id))
         with committing.Commit(
             self.catalog, self.store, keys, chunk_size_bytes, reads_back=True
         ) as target:
@@ -463,11 +478,6 @@ class Repository:
         return functools.lru_cache(maxsize=1)(
             lambda blob_id: self.catalog.get(blob_id).scope
         )
-
-    def _scope(self, project_id: str) -> str:
-        if self.info.dedupe_scope == 'project':
-            return digest.project_scope(project_id)
-        return digest.REPOSITORY_SCOPE
 
     def _unpacked(
         self, name: bytes, key: bytes, kind: chunk.Kind, size_bytes_max: int

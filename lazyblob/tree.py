@@ -24,6 +24,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 
+from lazyblob import digest
 from lazyblob import exceptions
 from lazyblob import manifest
 
@@ -197,3 +198,49 @@ def _diff(
                 level - 1,
                 first + (slot << (manifest.FANOUT_BITS * level)),
             )
+
+
+def added(
+    before: Tree | None, after: Tree, level: int
+) -> Iterator[tuple[int, bytes]]:
+    """What a tree has and another one has not at the same place, ascending.
+
+    Nodes of one level, or chunks, by the index of their first chunk. What is
+    below a node that both have is passed over without being read.
+
+    :param before: of the same chunk size; None: one of holes only
+    :param level: of the nodes; -1: the chunks
+    """
+    depth = after.descriptor.depth
+    old = manifest.HOLE
+    if before is not None:
+        depth = max(depth, before.descriptor.depth)
+        old = before.lifted(depth)
+    names = (old, after.lifted(depth))
+    yield from _added(before or after, after, names, depth - 1, 0, level)
+
+
+def _added(
+    before: Tree,
+    after: Tree,
+    names: tuple[bytes, bytes],
+    level: int,
+    first: int,
+    wanted: int,
+) -> Iterator[tuple[int, bytes]]:
+    old, new = names
+    if new == manifest.HOLE or (old == new and new != _LIFTED):
+        return
+    if level == wanted:
+        # A lifted one is no node: the tree is not as deep.
+        if new != _LIFTED:
+            yield first, new
+        return
+    old_table = before.entries(old, level, first)
+    new_table = after.entries(new, level, first)
+    for at in range(0, manifest.TABLE_BYTES, digest.SIZE_BYTES):
+        pair = old_table[at : at + 32], new_table[at : at + 32]
+        if pair[0] != pair[1]:
+            slot = at // digest.SIZE_BYTES
+            below = first + (slot << (manifest.FANOUT_BITS * level))
+            yield from _added(before, after, pair, level - 1, below, wanted)

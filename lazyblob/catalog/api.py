@@ -31,6 +31,8 @@ from collections.abc import Sequence
 #: How many bad digests a writer is told at once.
 BAD_DIGESTS_PAGE = 1000
 
+from lazyblob import exceptions
+
 
 class Kind(str, enum.Enum):
     """Why a blob exists."""
@@ -300,6 +302,30 @@ class Catalog(abc.ABC):
     def find_commit(self, blob_id: str, commit_id: str) -> Version | None:
         """Whether a publish landed; ask after :meth:`claim`."""
 
+    def received(self, blob: Blob, version: Version) -> Version | None:
+        """What :meth:`receive` made already; None: it can be received.
+
+        :raises Conflict: something stands against it
+        """
+        raise _receives_nothing()
+
+    def receive(
+        self, blob: Blob, version: Version, *, session_id: str
+    ) -> Version:
+        """Take in a version of another repository, whose objects are here.
+
+        It keeps its number, commit id and time, and its blob is made, as
+        ``blob`` says, if it is not there (contract 45); repeating it
+        answers the first result. Only where the database itself is reached:
+        no conductor does this for others.
+
+        :param version: with the root that it has *here*
+        :raises Conflict: another blob has the id or the name, it was deleted
+            or written to here, the number is another commit's, or the
+            session is gone
+        """
+        raise _receives_nothing()
+
     @abc.abstractmethod
     def activate(self, blob_id: str) -> None:
         """Glance's door has read it: no longer provisional."""
@@ -334,3 +360,10 @@ class Catalog(abc.ABC):
         :raises BadLocation: malformed, foreign or forged
         :raises NotFound: no such version any more
         """
+
+
+def _receives_nothing() -> exceptions.InvalidConfiguration:
+    return exceptions.InvalidConfiguration(
+        'this catalog takes in no copies; run the copy where the '
+        'configuration names the database itself, as the conductor\'s does'
+    )

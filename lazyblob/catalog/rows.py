@@ -136,9 +136,8 @@ def check_secret(blob: models.Blob, secret: str) -> None:
 def add_version(
     session: orm.Session, blob_id: str, number: int, **values: Any
 ) -> api.Version:
-    row = models.Version(
-        blob_id=blob_id, number=number, created_at=now(), **values
-    )
+    values = {'created_at': now(), **values}
+    row = models.Version(blob_id=blob_id, number=number, **values)
     session.add(row)
     session.flush()
     return version(row)

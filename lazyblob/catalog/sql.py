@@ -41,6 +41,7 @@ from lazyblob.catalog import engine
 from lazyblob.catalog import locations
 from lazyblob.catalog import making
 from lazyblob.catalog import models
+from lazyblob.catalog import receiving
 from lazyblob.catalog import rows
 from lazyblob.catalog import writers
 
@@ -327,6 +328,28 @@ class SqlCatalog(api.Catalog):
             return rows.version(found) if found else None
 
         return self._database.read(look)
+
+    def received(
+        self, blob: api.Blob, version: api.Version
+    ) -> api.Version | None:
+        return self._database.read(
+            lambda session: receiving.look(session, blob, version)
+        )
+
+    def receive(
+        self, blob: api.Blob, version: api.Version, *, session_id: str
+    ) -> api.Version:
+        scope = self._scope(blob.project_id)
+
+        def take(session: orm.Session) -> api.Version:
+            return receiving.take(session, blob, version, scope, session_id)
+
+        with contextlib.suppress(sa_exc.IntegrityError):
+            return self._database.write(take)
+        try:
+            return self._database.write(take)  # Somebody else was first.
+        except sa_exc.IntegrityError as exc:
+            raise receiving.used_name(blob) from exc
 
     def activate(self, blob_id: str) -> None:
         def turn(session: orm.Session) -> None:

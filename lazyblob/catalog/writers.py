@@ -77,11 +77,11 @@ def swap_head(
     )
     if not rows.count(matched):
         return None
-    _hold_session(session, blob_id, session_id)
+    hold_session(session, blob_id, session_id)
     return rows.live(session, blob_id)
 
 
-def _hold_session(session: orm.Session, blob_id: str, session_id: str) -> None:
+def hold_session(session: orm.Session, blob_id: str, session_id: str) -> None:
     """The writer's session is alive, and stays so until the commit.
 
     Locked, not only looked at: who ends it in this moment waits, so that the

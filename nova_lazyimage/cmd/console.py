@@ -54,24 +54,34 @@ def place(arguments: argparse.Namespace) -> Place:
 
     :raises InvalidConfiguration: nothing says where the repository is
     """
-    from lazyblob import conf as store_conf
-    from lazyblob import repository
-
     url = arguments.repository
     if url is None and arguments.config_file is None:
         url = os.environ.get(ENVIRONMENT)
     if url:
-        if '://' not in url:
-            url = f'file://{os.path.abspath(url)}'
-        return Place(*repository.urls_of(url))
+        return place_of_url(url)
     path = arguments.config_file or CONFIG_FILE
     if not os.access(path, os.R_OK):
         raise exceptions.InvalidConfiguration(
             f'no repository is named and "{path}" cannot be read; give '
             f'--repository file:///folder or set {ENVIRONMENT}'
         )
+    return place_of_file(path)
+
+
+def place_of_url(url: str) -> Place:
+    """The repository in one folder: its URL, or the folder."""
+    from lazyblob import repository
+
+    if '://' not in url:
+        url = f'file://{os.path.abspath(url)}'
+    return Place(*repository.urls_of(url))
+
+
+def place_of_file(path: str) -> Place:
+    """The repository that a configuration file names."""
     from oslo_config import cfg
 
+    from lazyblob import conf as store_conf
     from nova_lazyimage.conf import conductor as conductor_options
     from nova_lazyimage.conf import repository as options
 
@@ -97,9 +107,12 @@ def place(arguments: argparse.Namespace) -> Place:
 
 def connect(arguments: argparse.Namespace) -> 'repository.Repository':
     """The repository that the command line, environment or file names."""
+    return connect_to(place(arguments))
+
+
+def connect_to(where: Place) -> 'repository.Repository':
     from lazyblob import repository
 
-    where = place(arguments)
     if where.catalog.startswith('rpc:'):
         threads.use_native()
     return repository.connect(
@@ -126,6 +139,13 @@ def find(
     blob_name, number = split(name)
     blob = repo.catalog.find(blob_name)
     return blob, repo.catalog.version(blob.id, number)
+
+
+def count(text: str) -> int:
+    """A number of things, at least one: of an option."""
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f'"{text}" is no number of 1 or more')
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:

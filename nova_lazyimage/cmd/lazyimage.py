@@ -34,6 +34,7 @@ MODULES = (
     'nova_lazyimage.cmd.commands.history',
     'nova_lazyimage.cmd.commands.du',
     'nova_lazyimage.cmd.commands.export',
+    'nova_lazyimage.cmd.commands.copy',
     'nova_lazyimage.cmd.commands.clone',
     'nova_lazyimage.cmd.commands.diff',
     'nova_lazyimage.cmd.commands.delete',
@@ -58,8 +59,8 @@ NAME is a blob's name or id; NAME@VERSION one of its versions, NAME its
 newest. Every command has its own --help.
 
 Exit status: 0 done; 1 it failed, and standard error says in one line what
-happened and what to do (verify: damage was found; repair: something is lost);
-2 the command line is wrong; 130 interrupted.
+happened and what to do (verify: damage was found; repair: something is lost;
+copy: something was left out); 2 the command line is wrong; 130 interrupted.
 """
 
 

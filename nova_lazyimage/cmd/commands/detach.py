@@ -34,6 +34,7 @@ def register(subparsers: Any) -> None:
         help='also if it holds what was never committed',
     )
     disks.add_arguments(parser)
+    console.add_format(parser)
     console.teach(
         parser,
         'lazyimage detach try',
@@ -61,3 +62,6 @@ def run(arguments: argparse.Namespace) -> None:
             )
         place.client.release(*key)
         place.stop_if_idle()
+    if arguments.output_format == 'json':
+        # People see that nothing went wrong.
+        console.show_fields(arguments, {'disk': arguments.disk})

@@ -46,14 +46,20 @@ def run(arguments: argparse.Namespace) -> None:
     repo = console.connect(arguments)
     _blob, before = console.find(repo, arguments.before)
     blob, after = console.find(repo, arguments.after)
-    rows = [
-        {
-            'offset': first * blob.chunk_size_bytes,
-            'length_bytes': count * blob.chunk_size_bytes,
-            'change': change,
-        }
-        for first, count, change in _ranges(repo.diff(before, after))
-    ]
+    size_bytes = max(before.size_bytes, after.size_bytes)
+    with console.Progress('comparing', size_bytes) as progress:
+        rows = []
+        for first, count, change in _ranges(repo.diff(before, after)):
+            offset = first * blob.chunk_size_bytes
+            length_bytes = count * blob.chunk_size_bytes
+            progress(offset + length_bytes)
+            rows.append(
+                {
+                    'offset': offset,
+                    'length_bytes': length_bytes,
+                    'change': change,
+                }
+            )
     console.show_rows(arguments, COLUMNS, rows)
 
 

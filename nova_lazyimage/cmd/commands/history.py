@@ -45,9 +45,12 @@ def run(arguments: argparse.Namespace) -> None:
         starts = [catalog.find(arguments.name).id]
     else:
         starts = lineage.roots(catalog)
-    entries = [
-        entry for start in starts for entry in lineage.history(catalog, start)
-    ]
+    entries = []
+    with console.Progress('walking', None, 'blobs') as progress:
+        for start in starts:
+            for entry in lineage.history(catalog, start):
+                entries.append(entry)
+                progress(len(entries))
     rows = [
         {
             'depth': entry.depth,

@@ -11,24 +11,27 @@
 # under the License.
 """``lazyimage import``: a file becomes a blob.
 
-The bytes of a disk may be the guest's own, so they are never probed behind
-the user's back: what is not said to be another format is raw. Only a file
-that opens like a qcow2 is refused until one says which it is.
+The bytes of a disk may be the guest's own, so nothing is converted behind the
+user's back: what is not said to be another format is raw, and refused if it
+looks like another one until one says which it is.
 """
 
 import argparse
 import contextlib
+import io
 import os
 import stat
 import sys
 import uuid
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lazyblob import exceptions
 from nova_lazyimage.cmd import console
+from nova_lazyimage.cmd import inspection
 
-_QCOW2_MAGIC = b'QFI\xfb'
+if TYPE_CHECKING:
+    from lazyblob import importing
 
 
 def register(subparsers: Any) -> None:
@@ -36,7 +39,10 @@ def register(subparsers: Any) -> None:
         'import',
         help='store a file as a new blob',
         description='Store a file as a new blob. Holes of a sparse file are '
-        'not read; chunks that the repository has are not stored again.',
+        'not read; chunks that the repository has are not stored again. '
+        'Other formats than raw are converted on the way, by qemu-nbd and '
+        'without a temporary copy, after they were found to point at no '
+        'other file.',
     )
     parser.add_argument('file', metavar='FILE', help='"-": standard input')
     parser.add_argument('--name', required=True, help='name of the blob')
@@ -46,11 +52,11 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument(
         '--format',
-        choices=('raw', 'qcow2', 'auto'),
+        choices=('raw', *inspection.DRIVERS, 'auto'),
         dest='source_format',
-        help='format of FILE; qcow2 is converted by qemu-img; "auto" asks '
-        'qemu-img, which is wrong for a raw disk whose guest you do not '
-        'trust (default: raw, but a file that opens like a qcow2 is refused)',
+        help='format of FILE; "auto" goes by its first bytes, which a guest '
+        'may have written if it is a raw disk (default: raw, but a file that '
+        'looks like another one is refused)',
     )
     parser.add_argument(
         '--chunk-size',
@@ -60,8 +66,9 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument(
         '--threads',
-        type=int,
+        type=console.count,
         default=os.cpu_count() or 2,
+        metavar='N',
         help='that hash and compress (default: one a processor)',
     )
     console.add_format(parser)
@@ -69,6 +76,7 @@ def register(subparsers: Any) -> None:
         parser,
         'lazyimage import debian.raw --name debian',
         'lazyimage import server.qcow2 --format qcow2 --name server',
+        'lazyimage import appliance.vmdk --format auto --name appliance',
         'zcat disk.gz | lazyimage import - --name disk',
     )
     parser.set_defaults(run=run)
@@ -77,19 +85,10 @@ def register(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from lazyblob import chunk
     from lazyblob import commit
-    from lazyblob import importing
 
     repo = console.connect(arguments)
     statistics = commit.Statistics()
-    with _opened(arguments) as source:
-        status = os.fstat(source.fileno())
-        is_file = stat.S_ISREG(status.st_mode)
-        total = status.st_size if is_file else None
-        stream: importing.Stream = (
-            importing.read_file(source)
-            if is_file
-            else importing.read_pipe(source)
-        )
+    with _opened(arguments) as (total, stream):
         with console.Progress('importing', total) as progress:
             version = repo.create(
                 stream,
@@ -99,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
                 chunk_size_bytes=(
                     arguments.chunk_size or chunk.SIZE_BYTES_DEFAULT
                 ),
-                threads=max(1, arguments.threads),
+                threads=arguments.threads,
                 progress=progress,
                 statistics=statistics,
             )
@@ -119,29 +118,61 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _opened(arguments: argparse.Namespace) -> Iterator[BinaryIO]:
-    """The source as raw bytes."""
-    source_format = arguments.source_format
-    if arguments.file == '-':
-        if source_format not in (None, 'raw'):
-            raise exceptions.InvalidConfiguration(
-                'standard input must be raw; give a file to convert'
-            )
-        yield sys.stdin.buffer
-        return
-    from nova_lazyimage.cmd import qemu_img
+def _opened(
+    arguments: argparse.Namespace,
+) -> Iterator[tuple[int | None, 'importing.Stream']]:
+    """The source's size, if it is known, and its content."""
+    from lazyblob import importing
 
-    with open(arguments.file, 'rb') as source:
-        if source_format == 'auto':
-            source_format = qemu_img.probe(arguments.file)
-        elif source_format is None and source.peek(4)[:4] == _QCOW2_MAGIC:
-            raise exceptions.InvalidConfiguration(
-                f'"{arguments.file}" opens like a qcow2 file; say "--format '
-                f'qcow2" to convert it, or "--format raw" if it is a raw '
-                f'disk all the same'
-            )
-        if source_format in (None, 'raw'):
-            yield source
+    path, given = arguments.file, arguments.source_format
+    with contextlib.ExitStack() as stack:
+        source: BinaryIO = sys.stdin.buffer
+        if path != '-':
+            source = stack.enter_context(open(path, 'rb'))
+        status = os.fstat(source.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            _check_pipe(path, given, source)
+            yield None, importing.read_pipe(source)
             return
-    with qemu_img.converted(arguments.file, source_format) as raw:
-        yield raw
+        wanted = _format(path, given, source)
+        if wanted == 'raw':
+            source.seek(0)
+            yield status.st_size, importing.read_file(source)
+            return
+        from nova_lazyimage.cmd import qemu_img
+
+        inspection.check(path, wanted)
+        yield stack.enter_context(qemu_img.content(path, wanted))
+
+
+def _format(path: str, given: str | None, source: BinaryIO) -> str:
+    """What to take a file for."""
+    if given == 'raw':
+        return 'raw'
+    found = inspection.detect(source, path)
+    if found in inspection.RAW:
+        found = 'raw'
+    if given is None and found != 'raw':
+        raise exceptions.InvalidConfiguration(
+            f'"{path}" looks like a {found} image; say "--format {found}" to '
+            f'convert it, or "--format raw" if it is a raw disk all the same'
+        )
+    if given not in (None, 'auto', found):
+        raise exceptions.InvalidConfiguration(
+            f'"{path}" is no {given} image, but looks like {found}; correct '
+            f'"--format {given}"'
+        )
+    if found != 'raw' and found not in inspection.DRIVERS:
+        raise inspection.refuse(path, found)
+    return found
+
+
+def _check_pipe(path: str, given: str | None, source: BinaryIO) -> None:
+    """Of what comes only once nothing but the first bytes can be looked at."""
+    if given not in (None, 'raw'):
+        raise exceptions.InvalidConfiguration(
+            f'"{path}" is no regular file and "--format {given}" needs one; '
+            f'only raw disks can be read from pipes and devices'
+        )
+    if given is None and isinstance(source, io.BufferedReader):
+        _format(path, None, io.BytesIO(source.peek()))

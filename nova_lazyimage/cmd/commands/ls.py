@@ -12,9 +12,12 @@
 """``lazyimage ls``: the blobs."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nova_lazyimage.cmd import console
+
+if TYPE_CHECKING:
+    from lazyblob.catalog import api
 
 COLUMNS = ('name', 'id', 'kind', 'version', 'size_bytes', 'origin', 'created')
 
@@ -37,10 +40,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     catalog = console.connect(arguments).catalog
     # By pages: a question a blob takes long where there are many.
-    newest = {
-        version.blob_id: version
-        for version in accounting.all_versions(catalog)
-    }
+    newest: dict[str, api.Version] = {}
+    with console.Progress('listing', None, 'versions') as progress:
+        for count, found in enumerate(accounting.all_versions(catalog), 1):
+            newest[found.blob_id] = found
+            progress(count)
     rows = []
     for blob in catalog.list_blobs():
         version = newest.get(blob.id)

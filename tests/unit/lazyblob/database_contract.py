@@ -17,6 +17,8 @@ function that answers a statement's plan as text and raises AssertionError if
 it reads a large table from end to end.
 """
 
+import concurrent.futures
+import dataclasses
 import datetime
 import pathlib
 import re
@@ -25,6 +27,7 @@ import catalog_contract
 import pytest
 import sqlalchemy as sa
 
+from lazyblob import exceptions
 from lazyblob.catalog import api
 from lazyblob.catalog import engine
 from lazyblob.catalog import models
@@ -130,6 +133,9 @@ def work(catalog):
         image = None
     catalog_contract.publish(catalog, epoch, 3, 'c3')  # repeated
     catalog.find_commit('disk', 'c2')
+    for number in (1, 2):
+        version = foreign_version(number)
+        catalog.receive(foreign(), version, session_id='writer')
     catalog.activate('snapshot')
     catalog.check_location(catalog.mint_location('image', 1))
     catalog_contract.publish(catalog, epoch, 4, 'c4')
@@ -138,6 +144,36 @@ def work(catalog):
     catalog.delete('disk', secret='secret')
     catalog.delete('image')
     make(catalog)  # again
+
+
+def foreign():
+    """A blob of another repository."""
+    return api.Blob(
+        id='far',
+        name='far away',
+        kind=api.Kind.IMAGE,
+        state=api.State.ACTIVE,
+        project_id='p1',
+        chunk_size_bytes=catalog_contract.CHUNK_BYTES,
+        scope='repository',
+        epoch=1,
+        head=0,
+        origin='of old',
+        origin_version=4,
+        created_at='2020-01-02T03:04:05Z',
+    )
+
+
+def foreign_version(number):
+    return api.Version(
+        blob_id='far',
+        number=number,
+        root=catalog_contract.ROOT,
+        size_bytes=1 << 30,
+        project_id='p1',
+        commit_id=f'commit {number}',
+        created_at='2020-02-03T04:05:06Z',
+    )
 
 
 class DatabaseContract:
@@ -168,6 +204,94 @@ class DatabaseContract:
         image = catalog_contract.make(catalog, 'deleted')
         assert image.number == 2
         catalog.close()
+
+    @pytest.fixture
+    def receiver(self, empty_database):
+        schema.initialise(
+            empty_database,
+            chunk_store='file:///chunks',
+            dedupe_scope='repository',
+        )
+        catalog = sql.SqlCatalog(empty_database)
+        catalog.begin_session('test', 'copy')
+        yield catalog
+        catalog.close()
+
+    def test_a_version_is_received_once(self, receiver):
+        blob = foreign()
+        for number in (7, 3, 9):
+            version = foreign_version(number)
+            assert receiver.received(blob, version) is None
+            for _ in range(2):
+                made = receiver.receive(blob, version, session_id='copy')
+                assert made == version
+            assert receiver.received(blob, version) == version
+        found = receiver.get('far')
+        assert found == dataclasses.replace(blob, head=9)
+        assert [v.number for v in receiver.versions('far')] == [3, 7, 9]
+        # And it is a blob like any other: what follows counts on.
+        epoch = receiver.claim('far', 'secret')
+        made = receiver.publish(
+            'far',
+            epoch=epoch,
+            parent=9,
+            commit_id='mine',
+            root=catalog_contract.ROOT,
+            size_bytes=1 << 30,
+            session_id='copy',
+            secret='secret',
+        )
+        assert made.number == 10
+
+    def test_of_many_who_receive_one_version_all_are_answered(
+        self, receiver, empty_database
+    ):
+        blob, version = foreign(), foreign_version(1)
+
+        def receive(_):
+            catalog = sql.SqlCatalog(empty_database)
+            try:
+                return catalog.receive(blob, version, session_id='copy')
+            finally:
+                catalog.close()
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(receive, range(8))) == [version] * 8
+        assert receiver.versions('far') == [version]
+
+    def test_what_cannot_be_received_is_refused(self, receiver):
+        blob, version = foreign(), foreign_version(2)
+        receiver.receive(blob, version, session_id='copy')
+        catalog_contract.make(receiver, 'deleted')
+        receiver.delete('deleted')
+        receiver.begin_session('test', 'ended')
+        receiver.end_session('ended')
+
+        def refuse(reason, session_id='copy', number=2, commit='', **changed):
+            other = foreign_version(number)
+            if commit:
+                other = dataclasses.replace(other, commit_id=commit)
+            with pytest.raises(exceptions.Conflict, match=reason):
+                receiver.receive(
+                    dataclasses.replace(blob, **changed),
+                    other,
+                    session_id=session_id,
+                )
+
+        refuse('name "far away" .* used', id='new')
+        refuse('another blob', created_at='2021-01-01T00:00:00Z')
+        refuse('another blob', project_id='p2')
+        refuse('another blob', chunk_size_bytes=8192)
+        refuse('deleted', id='deleted')
+        refuse('another one there', commit='another')
+        refuse('another one there', number=3, commit='commit 2')
+        refuse('session', number=3, session_id='ended')
+        refuse('session', id='new', name='', session_id='nix')
+        # Who writes to it is not overtaken; what is older harms nobody.
+        receiver.claim('far', 'secret')
+        refuse('attached', number=3)
+        receiver.receive(blob, foreign_version(1), session_id='copy')
+        assert receiver.get('far').head == 2
 
     def test_no_operation_reads_a_table_from_end_to_end(
         self, empty_database, plan

@@ -26,6 +26,7 @@ import sqlalchemy as sa
 from lazyblob import exceptions
 from lazyblob.catalog import engine
 from lazyblob.catalog import models
+from lazyblob.catalog import moving
 from lazyblob.catalog import passing
 from lazyblob.catalog import schema
 from lazyblob.catalog import sql
@@ -112,6 +113,70 @@ def test_a_chunk_store_that_has_moved_is_noted(url):
     assert after.uuid == before.uuid
     with pytest.raises(exceptions.Conflict, match='repository'):
         schema.initialise(url, dedupe_scope='project', **moved)
+
+
+class TestMove:
+    """To another database, here to another file."""
+
+    @pytest.fixture
+    def other(self, tmp_path):
+        return f'sqlite:///{tmp_path}/other.sqlite'
+
+    def test_everything_goes_and_stays_valid(self, url, other):
+        old = sql.SqlCatalog(url)
+        catalog_contract.make(old, name='debian')
+        epoch = catalog_contract.attach(old)
+        location = old.mint_location('image', 1)
+        old.delete(catalog_contract.make(old, 'gone').blob_id)
+        told = []
+        moving.move(url, other, told.append)
+        new = sql.SqlCatalog(other)
+        assert new.repository() == old.repository()
+        assert new.list_versions() == old.list_versions()
+        assert new.list_blobs() == old.list_blobs()
+        assert new.sessions() == old.sessions()
+        assert new.check_location(location).number == 1
+        assert told == sorted(told) and told[-1] >= 7
+        # Who writes to a disk goes on, and a tombstone is one.
+        assert catalog_contract.publish(new, epoch).number == 2
+        with pytest.raises(exceptions.NotFound):
+            new.get('gone')
+
+    def test_nobody_writes_meanwhile(self, url, other, monkeypatch):
+        catalog = sql.SqlCatalog(url)
+        monkeypatch.setattr(engine, '_BUSY_TIMEOUT_SECONDS', 0)
+        monkeypatch.setattr(passing, 'PATIENCE_SECONDS', 0)
+
+        def write(_):
+            with pytest.raises(exceptions.CatalogUnavailable, match='locked'):
+                catalog.begin_session('test', 'late')
+
+        moving.move(url, other, write)
+
+    def test_a_database_that_is_used_is_refused(self, url, other, template):
+        shutil.copy(template, other.removeprefix('sqlite:///'))
+        for target in (other, url):
+            with pytest.raises(exceptions.Conflict, match='already'):
+                moving.move(url, target)
+
+    def test_one_that_fails_leaves_an_empty_one(self, url, other):
+        catalog_contract.make(sql.SqlCatalog(url))
+
+        def fail(done):
+            if done > 1:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            moving.move(url, other, fail)
+        with pytest.raises(exceptions.NotFound, match='init'):
+            sql.SqlCatalog(other).repository()
+        moving.move(url, other)
+        assert sql.SqlCatalog(other).version('image')
+
+    def test_what_is_no_catalog_is_not_moved(self, tmp_path, other):
+        with pytest.raises(exceptions.NotFound, match='lazyimage init'):
+            moving.move(f'sqlite:///{tmp_path}/nix.sqlite', other)
+        assert not (tmp_path / 'other.sqlite').exists()
 
 
 def test_the_services_of_a_group_share_the_file(tmp_path):
