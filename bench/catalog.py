@@ -40,7 +40,7 @@ _TESTS = pathlib.Path(__file__).parents[1] / 'tests'
 _FOLDERS = ('unit/lazyblob', 'functional/lazyblob')
 
 
-def _module(name: str) -> Any:
+def load(name: str) -> Any:
     """A module that the tests have: servers, and rows to fill tables with."""
     for folder in _FOLDERS:
         path = str(_TESTS / folder)
@@ -79,7 +79,7 @@ class Place:
             return f'sqlite:///{self._work}/catalog-{number}.sqlite'
         if engine not in self._servers:
             folder = tempfile.TemporaryDirectory(prefix='bench')
-            server = getattr(_module('databases'), engine)(
+            server = getattr(load('databases'), engine)(
                 pathlib.Path(folder.name)
             )
             self._servers[engine] = folder, server
@@ -112,7 +112,7 @@ class Catalogs:
         from lazyblob.catalog import schema
         from lazyblob.catalog import sql
 
-        rows = _module('database_contract')
+        rows = load('database_contract')
         for engine in ('SQLite', *_servers()):
             url = self._place.url(engine)
             schema.initialise(

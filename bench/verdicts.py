@@ -121,7 +121,13 @@ def _row(
             )
             for result in rounds
         ]
-    goal = goals.pop((metric.name, name, against), None) if ratios else None
+    key = metric.name, name, against
+    goal = goals.get(key)
+    # An upper bound needs nobody to be compared with.
+    if goal is not None and (ratios or goal.at_most is not None):
+        del goals[key]
+    else:
+        goal = None
     return Row(
         metric,
         name,

@@ -38,7 +38,6 @@ from lazyblob import urls
 SHARED_GROUP = 'backend_defaults'
 CATALOG_TIMEOUT_SECONDS_DEFAULT = 10
 CATALOG_TIMEOUT_SECONDS_MAX = 600
-THREADS_DEFAULT = 2
 THREADS_MAX = 64
 CHUNK_SIZE_BYTES_DEFAULT = 512 * units.Ki
 CHUNK_SIZE_BYTES_MIN = 256 * units.Ki
@@ -114,12 +113,13 @@ Related options:
     ),
     cfg.IntOpt(
         'blob_store_threads',
-        sample_default=THREADS_DEFAULT,
+        sample_default=2,
         help="""
 Threads that compress and store the chunks of one upload, or fetch ahead those
-of one download: 1 to 64, and 2 unless set. More of them help while the host
-has idle cores or the chunk store is far away; each costs some four chunks of
-memory.
+of one download: 1 to 64. Unless set there are 2 and 4 with ``file://``, and 8
+with a store that is reached over a network, as ``s3://``, since each mostly
+waits for it. More of them help while the host has idle cores or the chunk
+store is far away; each costs some four chunks of memory.
 """,
     ),
     cfg.IntOpt(
@@ -149,7 +149,7 @@ class Settings:
     chunk_store: str
     catalog: str = dataclasses.field(repr=False)
     transport_url: str | None = dataclasses.field(repr=False)
-    threads: int
+    threads: int | None
     chunk_size_bytes: int
     catalog_timeout_seconds: int | None = None
     store_settings: Mapping[str, Any] | None = None
@@ -301,14 +301,17 @@ def _store_settings(conf: cfg.ConfigOpts, group: str) -> Mapping[str, Any]:
         raise bad_configuration(group, str(error)) from error
 
 
-def _threads(conf: cfg.ConfigOpts, group: str) -> int:
+def _threads(conf: cfg.ConfigOpts, group: str) -> int | None:
+    """None: as many as suit the chunk store."""
     name = 'blob_store_threads'
-    value = _value(conf, group, name, THREADS_DEFAULT)
+    value = _value(conf, group, name)
+    if value is None:
+        return None
     if not 1 <= value <= THREADS_MAX:
         raise bad_configuration(
             group,
             f'option "[{group}] {name}" is "{value}"; set it to 1 to '
-            f'{THREADS_MAX}, or remove it for {THREADS_DEFAULT}',
+            f'{THREADS_MAX}, or remove it for as many as suit the store',
         )
     return int(value)
 

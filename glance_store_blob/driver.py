@@ -76,7 +76,7 @@ class Store(glance_store.driver.Store):
         self._connection: connection.Connection | None = None
         self._sizes = sizes.RecentSizes()
         self._chunk_size_bytes = conf.CHUNK_SIZE_BYTES_DEFAULT
-        self._threads = conf.THREADS_DEFAULT
+        self._threads: int | None = None
 
     # Configuration
 

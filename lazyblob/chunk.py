@@ -67,6 +67,8 @@ class _Contexts(threading.local):
             level=_ZSTD_LEVEL, write_checksum=False, write_content_size=True
         )
         self.decompressor = zstandard.ZstdDecompressor()
+        # Whether the last chunk did not compress: the next one is like it.
+        self.meets_noise = False
 
 
 _contexts = _Contexts()
@@ -109,10 +111,15 @@ def check_size(size_bytes: int) -> int:
 
 
 def _compressed(content: digest.Buffer) -> bytes | None:
-    """The content compressed, if that saves an eighth."""
+    """The content compressed, if that saves an eighth.
+
+    Noise is told by a sample, which costs an eighth of a compression; so it
+    is taken only where there was noise before.
+    """
     compress = _contexts.compressor.compress
     step = len(content) // _SAMPLES
-    if step >= 2 * _SAMPLE_BYTES:
+    is_large = step >= 2 * _SAMPLE_BYTES
+    if is_large and _contexts.meets_noise:
         view = memoryview(content)
         sample = b''.join(
             view[at : at + _SAMPLE_BYTES]
@@ -122,9 +129,10 @@ def _compressed(content: digest.Buffer) -> bytes | None:
         if len(compress(sample)) > len(sample) - len(sample) // 64:
             return None
     compressed = compress(content)
-    if len(compressed) > len(content) - len(content) // 8:
-        return None
-    return compressed
+    saves = len(compressed) <= len(content) - len(content) // 8
+    if is_large:
+        _contexts.meets_noise = not saves
+    return compressed if saves else None
 
 
 def pack(

@@ -39,11 +39,14 @@ import uuid
 from collections.abc import Iterator
 from types import TracebackType
 
+from lazyblob import asking
 from lazyblob import bad
+from lazyblob import changing
 from lazyblob import chunk
 from lazyblob import digest
 from lazyblob import exceptions
 from lazyblob import manifest
+from lazyblob import tree as trees
 from lazyblob.catalog import api
 from lazyblob.chunk_store import base
 
@@ -95,7 +98,8 @@ def default_owner() -> str:
 class Commit:
     """One version in the making.
 
-    :param parent: what the chunks that are not put are taken from
+    :param parent: what the chunks that are not put are taken from; as a tree
+        it is read where something changes, and nowhere else
     :param size_bytes: of the new version; None: told to :meth:`finish`
     :param reads_back: whether what is there already is read and compared
     :ivar session_id: what publish has to name
@@ -107,22 +111,25 @@ class Commit:
         store: base.ChunkStore,
         keys: digest.Keys,
         chunk_size_bytes: int,
-        parent: manifest.Manifest | None = None,
+        parent: manifest.Manifest | trees.Tree | None = None,
         *,
         size_bytes: int | None = None,
         owner: str = '',
         reads_back: bool = False,
     ) -> None:
+        if isinstance(parent, manifest.Manifest):
+            parent = trees.of(parent, keys)
         if parent is not None:
-            if parent.chunk_size_bytes != chunk_size_bytes:
+            found = parent.descriptor
+            if found.chunk_size_bytes != chunk_size_bytes:
                 raise exceptions.Conflict(
                     f'chunk size is {chunk_size_bytes} bytes and the '
-                    f'parent\'s is {parent.chunk_size_bytes}'
+                    f'parent\'s is {found.chunk_size_bytes}'
                 )
-            if size_bytes is not None and size_bytes < parent.size_bytes:
+            if size_bytes is not None and size_bytes < found.size_bytes:
                 raise exceptions.InvalidConfiguration(
                     f'size of {size_bytes} bytes is less than the parent\'s '
-                    f'{parent.size_bytes}; a disk can only grow'
+                    f'{found.size_bytes}; a disk can only grow'
                 )
         self.chunk_size_bytes = chunk_size_bytes
         self.statistics = Statistics()
@@ -130,10 +137,10 @@ class Commit:
         self._catalog = catalog
         self._store = store
         self._keys = keys
-        self._parent = parent
         self._size_bytes = size_bytes
         self._reads_back = reads_back
-        self._builder = manifest.Builder(parent)
+        self._guess = asking.Guess(is_remote=store.is_remote)
+        self._builder = changing.Builder(parent)
         self._lock = threading.Lock()
         self._is_open = True
         self._bad = bad.Listed(
@@ -155,9 +162,7 @@ class Commit:
             outcome, name = Outcome.ZERO, None
         else:
             name = digest.of(data, self._keys.chunk)
-            is_parents = (
-                self._parent is not None and self._parent.get(index) == name
-            )
+            is_parents = self._builder.get(index) == name
             if is_parents and name not in self._bad:
                 outcome = Outcome.UNCHANGED
             else:
@@ -189,21 +194,25 @@ class Commit:
             size_bytes = self._size_bytes
         if size_bytes is None:
             raise ValueError('a commit needs a size')
-        made = self._builder.finish(size_bytes, self.chunk_size_bytes)
-        encoded = made.encode(self._keys)
-        known = set()
-        if self._parent is not None:
-            known = {name for name, _ in self._parent.encode(self._keys).nodes}
-        new = [pair for pair in encoded.nodes if pair[0] not in known]
-        for level, nodes in _by_level(new):
+        encoded = self._builder.finish(
+            size_bytes, self.chunk_size_bytes, self._keys
+        )
+        for level, nodes in _by_level(encoded.nodes):
             LOG.debug('Writing %d nodes of level %d', len(nodes), level)
             self._put_nodes(nodes)
         self.statistics.written_bytes += self._put(
             encoded.root, encoded.descriptor, chunk.Kind.DESCRIPTOR
         )
-        self._store.sync(_names(made, encoded))
+        self._store.sync(self._names(encoded))
         self._bad.mended()
         return encoded.root.hex()
+
+    def _names(self, encoded: manifest.Encoded) -> Iterator[bytes]:
+        """What was put or found; what the parent has is durable already."""
+        yield from self._builder.entries()
+        for name, _node in encoded.nodes:
+            yield name
+        yield encoded.root
 
     def abort(self) -> None:
         """Give it up; what was stored is garbage."""
@@ -241,32 +250,41 @@ class Commit:
             except exceptions.StoreDenied as exc:
                 # An agent need not have the right (contract 34).
                 self._bad.give_up(exc)
-        # Of nodes a COMMIT need not ask: there are few, and a put looks.
-        asks = self._reads_back or kind == chunk.Kind.CHUNK
+        is_chunk = kind == chunk.Kind.CHUNK
+        # Of nodes nobody need ask: there are few, and a put looks.
+        asks = is_chunk and self._guess.asks_first()
         is_there = asks and self._store.has(name)
-        if is_there and (
-            not self._reads_back or self._holds(name, content, kind)
-        ):
+        parts: tuple[digest.Buffer, ...] = ()
+        if not is_there:
+            parts = self._packed(content, kind)
+            is_there = self._store.put(name, *parts) is False
+        if is_chunk:
+            self._guess.learn(was_known=is_there)
+        if not is_there:
+            return sum(map(len, parts))
+        if not self._reads_back or self._holds(name, content, kind):
             return 0
-        parts = chunk.packed(content, kind, is_project=self._keys.is_project)
-        if is_there:
-            LOG.warning(
-                '"%s" was damaged in "%s"; replacing it',
-                name.hex(),
-                self._store.url,
-            )
-            self._store.replace(name, *parts)
-            with self._lock:
-                self.statistics.replaced_objects += 1
-        else:
-            self._store.put(name, *parts)
+        LOG.warning(
+            '"%s" was damaged in "%s"; replacing it',
+            name.hex(),
+            self._store.url,
+        )
+        parts = parts or self._packed(content, kind)
+        self._store.replace(name, *parts)
+        with self._lock:
+            self.statistics.replaced_objects += 1
         return sum(map(len, parts))
+
+    def _packed(
+        self, content: digest.Buffer, kind: chunk.Kind
+    ) -> tuple[digest.Buffer, ...]:
+        return chunk.packed(content, kind, is_project=self._keys.is_project)
 
     def _replace_listed(
         self, name: bytes, content: digest.Buffer, kind: chunk.Kind
     ) -> int:
         """Overwrite what is listed as bad. :raises StoreDenied:"""
-        parts = chunk.packed(content, kind, is_project=self._keys.is_project)
+        parts = self._packed(content, kind)
         self._store.replace(name, *parts)
         LOG.warning('"%s" was listed as bad; replaced it', name.hex())
         self._bad.replaced(name)
@@ -312,14 +330,3 @@ def _by_level(
         found = [pair for pair in nodes if pair[1][0] == level]
         if found:
             yield level, found
-
-
-def _names(
-    made: manifest.Manifest, encoded: manifest.Encoded
-) -> Iterator[bytes]:
-    """Everything that the version reaches, put or reused."""
-    for _index, name in made.chunks():
-        yield name
-    for name, _node in encoded.nodes:
-        yield name
-    yield encoded.root

@@ -57,7 +57,7 @@ def grow(
     if done is not None:
         return done
     blob = catalog.get(clone.blob_id)
-    parent = repo.manifest(clone.root, blob.scope)
+    parent = repo.tree(clone.root, blob.scope)
     with repo.commit(blob, parent, size_bytes=size_bytes) as target:
         root = target.finish()
         return catalog.publish(

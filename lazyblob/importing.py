@@ -32,7 +32,7 @@ from lazyblob import commit
 from lazyblob import digest
 from lazyblob import exceptions
 
-_QUEUED_PER_THREAD = 2
+_QUEUED_CHUNKS = 4
 _READ_BYTES = 1 << 20
 _EXTENT_BYTES = 32 << 20
 Progress = Callable[[int], None]
@@ -120,9 +120,7 @@ class _Bounded:
     """A pool that takes no more work than it may hold, and fails early."""
 
     def __init__(self, threads: int) -> None:
-        self._room = threading.BoundedSemaphore(
-            threads * (1 + _QUEUED_PER_THREAD)
-        )
+        self._room = threading.BoundedSemaphore(threads + _QUEUED_CHUNKS)
         self._pool = concurrent.futures.ThreadPoolExecutor(
             threads, thread_name_prefix='import'
         )

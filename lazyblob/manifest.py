@@ -13,18 +13,17 @@
 
 A Merkle radix tree of fan-out 256 (FORMAT.rst, "Manifest"). Its form is
 canonical: equal content and size give equal nodes and an equal root, so the
-tree of a version is a pure function of its leaves. That is why a commit can
-find out which nodes its parent already stored without asking the store, and
-why comparing two versions may skip whatever has one digest.
+tree of a version is a pure function of its leaves. That is why comparing two
+versions may skip whatever has one digest.
 
 :class:`Manifest` is a value in memory, immutable, shared freely between
 threads: 8 KiB for every 256 chunks that are not all holes. :mod:`.tree`
-reads the same tree piece by piece from a store.
+reads the same tree piece by piece from a store, :mod:`.changing` makes the
+next version's.
 """
 
 import dataclasses
 import struct
-import threading
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -121,6 +120,9 @@ class Descriptor:
 
 def encode_node(level: int, table: bytes) -> bytes:
     """A node from its 256 digests (a hole is zeros), at least one present."""
+    if HOLE not in table:
+        head = bytes((level,)) + bytes(7) + b'\xff' * (FANOUT // 8)
+        return head + table
     presence = 0
     present = []
     for slot in range(FANOUT):
@@ -314,42 +316,3 @@ def _encode_level(
         digests[index] = digest.of(node, keys.node)
         encoded.append((digests[index], node))
     return digests, encoded
-
-
-class Builder:
-    """A manifest in the making, on top of a parent's.
-
-    Threads: :meth:`set` may be called by all of them.
-    """
-
-    def __init__(self, parent: Manifest | None = None) -> None:
-        self._lock = threading.Lock()
-        self._leaves: dict[int, bytes | bytearray] = {}
-        self._leaf_digests: dict[int, bytes] = {}
-        if parent is not None:
-            self._leaves.update(parent._leaves)
-            self._leaf_digests.update(parent._leaf_digests)
-
-    def set(self, index: int, entry: bytes | None) -> None:
-        """:param entry: the digest of the chunk; None is a hole"""
-        leaf_index = index >> FANOUT_BITS
-        at = (index & (FANOUT - 1)) * 32
-        with self._lock:
-            leaf = self._leaves.get(leaf_index)
-            if leaf is None:
-                if entry is None:
-                    return
-                leaf = _EMPTY_TABLE
-            if not isinstance(leaf, bytearray):
-                leaf = self._leaves[leaf_index] = bytearray(leaf)
-                self._leaf_digests.pop(leaf_index, None)
-            leaf[at : at + 32] = HOLE if entry is None else entry
-
-    def finish(self, size_bytes: int, chunk_size_bytes: int) -> Manifest:
-        with self._lock:
-            return Manifest(
-                size_bytes,
-                chunk_size_bytes,
-                {index: bytes(leaf) for index, leaf in self._leaves.items()},
-                self._leaf_digests,
-            )

@@ -47,6 +47,11 @@ from lazyblob.catalog import api
 from lazyblob.chunk_store import base
 
 DEDUPE_SCOPES = ('repository', 'project')
+# Of one upload and one download: files keep processors busy, which are asked
+# for by name where there are more; a gateway is waited for.
+UPLOAD_THREADS = 2
+DOWNLOAD_THREADS = 4
+REMOTE_THREADS = 8
 
 Hole = importing.Hole
 
@@ -161,7 +166,11 @@ class Repository:
     # Reading
 
     def open(
-        self, blob_id: str, version: int | None = None, *, threads: int = 4
+        self,
+        blob_id: str,
+        version: int | None = None,
+        *,
+        threads: int | None = None,
     ) -> readers.Reader:
         """A version, or the head. :raises NotFound:"""
         blob = self.catalog.get(blob_id)
@@ -173,13 +182,16 @@ class Repository:
         root: str,
         scope: str = digest.REPOSITORY_SCOPE,
         *,
-        threads: int = 4,
+        threads: int | None = None,
     ) -> readers.Reader:
-        """A version by its root digest."""
+        """A version by its root digest.
+
+        :param threads: that read ahead; None: as many as suit the store
+        """
         return readers.Reader(
             self.tree(root, scope),
             self._chunk_fetcher(scope),
-            threads=threads,
+            threads=threads or self._threads(DOWNLOAD_THREADS),
         )
 
     def tree(
@@ -315,7 +327,7 @@ class Repository:
         project_id: str = '',
         chunk_size_bytes: int = chunk.SIZE_BYTES_DEFAULT,
         size_bytes: int | None = None,
-        threads: int = 2,
+        threads: int | None = None,
         progress: importing.Progress | None = None,
         statistics: committing.Statistics | None = None,
     ) -> api.Version:
@@ -329,6 +341,8 @@ class Repository:
         :param stream: bytes-like pieces of any length, :class:`Hole`, or
             extents of a file (:func:`importing.read_file`)
         :param size_bytes: what the stream must have in all, if known
+        :param threads: that hash, compress and put; None: as many as suit
+            the store
         :param progress: called with the bytes read so far
         :param statistics: filled in with what became of the chunks
         :raises Conflict: the id or the name is used
@@ -343,7 +357,10 @@ class Repository:
             if statistics is not None:
                 target.statistics = statistics
             found_bytes = importing.write(
-                stream, target, threads=threads, progress=progress
+                stream,
+                target,
+                threads=threads or self._threads(UPLOAD_THREADS),
+                progress=progress,
             )
             if size_bytes is not None and found_bytes != size_bytes:
                 raise exceptions.SizeMismatch(
@@ -376,7 +393,7 @@ class Repository:
     def commit(
         self,
         blob: api.Blob,
-        parent_manifest: manifests.Manifest | None,
+        parent: manifests.Manifest | trees.Tree | None,
         *,
         size_bytes: int,
         owner: str = '',
@@ -385,13 +402,16 @@ class Repository:
 
         The caller puts chunks, calls ``finish``, publishes the root with the
         commit's ``session_id``, then calls ``close`` (or uses ``with``).
+
+        :param parent: its manifest, if that is in memory anyway, or its tree,
+            of which no more is read than changes
         """
         return committing.Commit(
             self.catalog,
             self.store,
             digest.keys(blob.scope),
             blob.chunk_size_bytes,
-            parent_manifest,
+            parent,
             size_bytes=size_bytes,
             owner=owner,
         )
@@ -450,6 +470,9 @@ class Repository:
         self.catalog.delete(blob_id, project_id=project_id, secret=secret)
 
     # Inside
+
+    def _threads(self, nearby: int) -> int:
+        return REMOTE_THREADS if self.store.is_remote else nearby
 
     def _survey(
         self,

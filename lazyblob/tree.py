@@ -88,16 +88,28 @@ class Tree:
 
     def get(self, index: int) -> bytes | None:
         """The digest of the chunk at an index; None is a hole."""
-        name = self.descriptor.tree
-        for level in reversed(range(self.descriptor.depth)):
-            if name == manifest.HOLE:
-                return None
-            shift = manifest.FANOUT_BITS * level
-            first = index >> (shift + 8) << (shift + 8)
-            table = self.table(name, level, first)
-            at = ((index >> shift) & 255) * 32
-            name = table[at : at + 32]
+        table = self.node(0, index >> manifest.FANOUT_BITS)
+        at = (index & (manifest.FANOUT - 1)) * 32
+        name = table[at : at + 32]
         return None if name == manifest.HOLE else name
+
+    def node(self, level: int, index: int) -> bytes:
+        """The table of a level's n-th node; a hole's is empty.
+
+        :raises ChunkCorrupt: a node is not what the tree's shape asks for
+        :raises NotFound: the store has lost one
+        """
+        bits = manifest.FANOUT_BITS
+        first = index << (bits * (level + 1))
+        name = self.descriptor.tree
+        if first >= self.descriptor.chunk_count:
+            name = manifest.HOLE
+        for above in range(self.descriptor.depth - 1, level, -1):
+            shift = bits * (above + 1)
+            table = self.entries(name, above, first >> shift << shift)
+            at = ((first >> (shift - bits)) & (manifest.FANOUT - 1)) * 32
+            name = table[at : at + 32]
+        return self.entries(name, level, first)
 
     def load(self, threads: int = 4) -> manifest.Manifest:
         """The whole manifest; nodes of one level are fetched in parallel."""
@@ -149,6 +161,13 @@ class Tree:
         if depth == self.descriptor.depth:
             return self.descriptor.tree
         return _LIFTED
+
+
+def of(made: manifest.Manifest, keys: digest.Keys) -> Tree:
+    """The tree of a manifest that is in memory."""
+    encoded = made.encode(keys)
+    descriptor = manifest.Descriptor.decode(encoded.descriptor)
+    return Tree(descriptor, dict(encoded.nodes).__getitem__)
 
 
 def diff(before: Tree, after: Tree) -> Iterator[Difference]:

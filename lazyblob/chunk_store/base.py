@@ -51,12 +51,14 @@ class ChunkStore(abc.ABC):
         """Make what objects are put into; repeating is harmless."""
 
     @abc.abstractmethod
-    def put(self, digest: bytes, *parts: digests.Buffer) -> None:
+    def put(self, digest: bytes, *parts: digests.Buffer) -> bool:
         """Store an object, whole or not at all; repeating is harmless.
 
         Its parts are the caller's again when this returns. An object that is
         there already with a plausible length stays.
 
+        :returns: whether it was stored; False: it was there already, perhaps
+            by an attempt of this very put whose answer was lost
         :raises StoreFull: the store has no room
         """
 

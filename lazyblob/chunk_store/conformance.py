@@ -160,6 +160,12 @@ class Contract:
         assert site.open().get(NAME, LIMIT) == DATA
         assert len(list(site.open().list())) == 1
 
+    def test_a_put_says_whether_it_stored_the_object(self, site: Site) -> None:
+        assert site.open().put(NAME, DATA) is True
+        assert site.open().put(NAME, DATA) is False
+        site.cut(NAME, len(DATA) - 1)
+        assert site.open().put(NAME, DATA) is True
+
     def test_many_puts_of_one_object_at_once_leave_it_whole(
         self, site: Site
     ) -> None:

@@ -146,18 +146,20 @@ class FileStore(objects.ObjectStore):
             raise self._failed('look for', path, exc) from exc
         return chunk.plausible_length(head, size_bytes)
 
-    def put(self, digest: bytes, *parts: digests.Buffer) -> None:
+    def put(self, digest: bytes, *parts: digests.Buffer) -> bool:
         path = self._path(digest)
         try:
             self._watch()
             if os.path.exists(path) and self.has(digest):
-                return
+                return False
             with _written(os.path.dirname(path), parts) as name:
                 try:
                     _link(name, path)
                 except FileExistsError:
-                    if not self.has(digest):
-                        _replace(name, path)
+                    if self.has(digest):
+                        return False
+                    _replace(name, path)
+            return True
         except OSError as exc:
             raise self._failed('write', path, exc) from exc
 

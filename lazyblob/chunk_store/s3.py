@@ -175,7 +175,7 @@ class S3Store(objects.ObjectStore):
         # Somebody sits before it: what is wrong is told at once.
         self._once('list', b'', look)
 
-    def put(self, digest: bytes, *parts: digests.Buffer) -> None:
+    def put(self, digest: bytes, *parts: digests.Buffer) -> bool:
         data = b''.join(parts)
 
         def create() -> bool:
@@ -188,8 +188,12 @@ class S3Store(objects.ObjectStore):
                 return False
             return True
 
-        if not self._call('write', digest, create) and not self.has(digest):
-            self.replace(digest, data)
+        if self._call('write', digest, create):
+            return True
+        if self.has(digest):
+            return False
+        self.replace(digest, data)
+        return True
 
     def replace(self, digest: bytes, *parts: digests.Buffer) -> None:
         data = b''.join(parts)

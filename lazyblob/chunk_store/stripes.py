@@ -215,14 +215,14 @@ class StripedStore(base.ChunkStore):
                 disk.is_touched = True
         self._sync(self._disks)
 
-    def put(self, digest: bytes, *parts: digests.Buffer) -> None:
+    def put(self, digest: bytes, *parts: digests.Buffer) -> bool:
         order = self._order(digest)
         # Where it lay before a disk was added it stays.
         for disk in order[1:]:
             if self._is_there(disk) and disk.store.has(digest):
                 disk.is_touched = True
-                return
-        self._at_place(order, lambda store: store.put(digest, *parts))
+                return False
+        return self._at_place(order, lambda store: store.put(digest, *parts))
 
     def replace(self, digest: bytes, *parts: digests.Buffer) -> None:
         """At its place, and wherever else it lies."""

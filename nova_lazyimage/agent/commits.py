@@ -260,7 +260,7 @@ class Commits:
         blob = repository.catalog.get(record.blob_id)
         parent = self._files.manifest(record.parent.root)
         if parent is None:
-            parent = repository.manifest(record.parent.root, blob.scope)
+            parent = repository.tree(record.parent.root, blob.scope)
         return repository.commit(
             blob, parent, size_bytes=job.sealed.size_bytes, owner=self._host
         )

@@ -67,9 +67,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         '--threads',
         type=console.count,
-        default=os.cpu_count() or 2,
         metavar='N',
-        help='that hash and compress (default: one a processor)',
+        help='that hash, compress and store (default: one a processor; more '
+        'to an object gateway)',
     )
     console.add_format(parser)
     console.teach(
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
                 chunk_size_bytes=(
                     arguments.chunk_size or chunk.SIZE_BYTES_DEFAULT
                 ),
-                threads=arguments.threads,
+                threads=_threads(arguments.threads, repo),
                 progress=progress,
                 statistics=statistics,
             )
@@ -115,6 +115,13 @@ def run(arguments: argparse.Namespace) -> None:
             'written_bytes': statistics.written_bytes,
         },
     )
+
+
+def _threads(wanted: int | None, repo: Any) -> int | None:
+    """A gateway is waited for; elsewhere processors are what is short."""
+    if wanted is not None or repo.store.is_remote:
+        return wanted
+    return os.cpu_count()
 
 
 @contextlib.contextmanager

@@ -11,12 +11,15 @@
 # under the License.
 """The contract of chunk stores, on a real object gateway."""
 
+import dataclasses
 import itertools
 import random
 
 import gateway as gateways
 import pytest
 
+from bench import gateway as comparison
+from bench import runs
 from lazyblob import exceptions
 from lazyblob import repairing
 from lazyblob import repository
@@ -103,7 +106,9 @@ class TestRepository:
             repo = connect(endpoint=proxy.endpoint, retry_seconds=0)
             name = f'image{nth}'
             # Another than before: else there were nothing to put.
-            data = bytes([nth]) * CHUNK
+            data = b''.join(
+                bytes([16 * nth + each]) * CHUNK for each in range(5)
+            )
             is_over = False
             try:
                 repo.create([data], blob_id=name, chunk_size_bytes=CHUNK)
@@ -175,3 +180,17 @@ class TestRepository:
         repo.store.delete(lost)
         (problem,) = watched.verify(options=look).problems()
         assert (problem.offset, problem.digest) == (3 * CHUNK, lost.hex())
+
+
+def test_the_comparison_with_obstore_works(gateway, tmp_path, monkeypatch):
+    """Here, where a gateway is up; nobody looks at its figures."""
+    monkeypatch.setattr(comparison, 'SIZE_BYTES', 2 << 20)
+    place = comparison.Place(gateway)
+    bench = dataclasses.replace(
+        comparison.BENCH,
+        contenders=lambda work: [
+            comparison.Obstore(place),
+            comparison.Repository(work, place),
+        ],
+    )
+    runs.smoke(bench, work=tmp_path)

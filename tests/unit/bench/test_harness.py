@@ -168,6 +168,13 @@ class TestTable:
         assert rows[1].is_met is met
         assert '<= 6' in reports.table(bench(), rows, 3)
 
+    def test_a_limit_needs_no_baseline(self):
+        """Of a metric that only one contender has."""
+        rounds = [{'old': {'cpu_seconds': 0}, 'new': row} for row in times(5)]
+        goal = harness.Goal('time', 'new', at_most=6.0)
+        (row,) = verdicts.evaluate(bench(goals=[goal]), rounds * 3)
+        assert row.is_met is True
+
     def test_people_can_read_it(self):
         goal = harness.Goal('time', 'new', 3.0)
         rows = self.rows([10] * 3, [5] * 3, goals=[goal])

@@ -48,12 +48,12 @@ def reason_of(conf, **values):
 def test_what_is_not_set_has_the_default_that_help_names(conf):
     set_all(conf, **GOOD)
     settings = blob_conf.settings(conf, 'blob1')
-    assert settings.threads == 2
+    assert settings.threads is None
     assert settings.chunk_size_bytes == 524288
     assert settings.transport_url is None
     assert settings.catalog_timeout_seconds is None
     told = {option.name: option.help for option in blob_conf.OPTIONS}
-    assert '2 unless set' in told['blob_store_threads']
+    assert 'Unless set there are 2 and 4' in told['blob_store_threads']
     assert '524288 (512 KiB) unl' in told['blob_store_chunk_size_bytes']
 
 
@@ -82,8 +82,8 @@ def test_glance_store_without_shared_defaults_will_do():
     conf = cfg.ConfigOpts()
     conf([])
     conf.register_opts(blob_conf.OPTIONS, group='blob1')
-    set_all(conf, **GOOD)
-    assert blob_conf.settings(conf, 'blob1').threads == 2
+    set_all(conf, **(GOOD | {'blob_store_threads': 3}))
+    assert blob_conf.settings(conf, 'blob1').threads == 3
 
 
 def test_glance_store_registers_the_options_for_a_store():

@@ -147,9 +147,12 @@ def test_noise_is_known_by_a_sample_and_all_else_is_compressed():
             for at in range(0, 416 << 10, 13 << 10)
         ),
     ):
-        data = chunk.pack(content, chunk.Kind.CHUNK)
-        assert data[5] == codec
-        assert chunk.decode(data, chunk.Kind.CHUNK, size_bytes) == content
+        # A sample is taken after noise only; then without one.
+        chunk.pack(noise, chunk.Kind.CHUNK)
+        for _ in range(2):
+            data = chunk.pack(content, chunk.Kind.CHUNK)
+            assert data[5] == codec
+            assert chunk.decode(data, chunk.Kind.CHUNK, size_bytes) == content
 
 
 @pytest.mark.parametrize('size_bytes', [1, 64, 4096, 8232, 1 << 19, 4 << 20])

@@ -131,7 +131,8 @@ class Ceph:
             # Its own defaults stand above the file.
             '--auth-client-required=none',
             '--ms-mon-client-mode=crc',
-            f'--rgw-frontends=beast endpoint={self.address}:{self.port}',
+            f'--rgw-frontends=beast endpoint={self.address}:{self.port}'
+            ' tcp_nodelay=1',
         )
         gateway.needs = ('ceph-osd', 'ceph-mgr')
         gateway.ready = self._serves
