@@ -53,6 +53,10 @@ class Listed:
             self._is_longer and bool(self._catalog.bad_digests([name.hex()]))
         )
 
+    def __bool__(self) -> bool:
+        """Whether anything was listed when the session began."""
+        return bool(self._page)
+
     def give_up(self, why: exceptions.LazyBlobError) -> None:
         """This writer may not overwrite: as if nothing were listed."""
         self._page = frozenset()

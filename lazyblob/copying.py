@@ -18,7 +18,9 @@ same: there contents travel, and the target hashes and compresses them anew.
 Order of writes, in the target: chunks, nodes level by level from the leaves,
 the descriptor, a sync, the version's row. Presence: an object is believed to
 be there if the store says so; what is *below* a node only if a published
-version, looked up after our session began, reaches that node.
+version, looked up after our session began, reaches that node. While anything
+is listed as bad there no subtree is passed over, and what is listed is
+overwritten.
 
 Crash: what died leaves a session and objects that no version reaches; the
 same copy again goes on with what is missing.
@@ -37,6 +39,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from lazyblob import bad
 from lazyblob import chunk
 from lazyblob import digest
 from lazyblob import exceptions
@@ -120,6 +123,8 @@ class Copy:
         self._progress = progress
         self._lock = threading.Lock()
         self._result = Result(version)
+        # Of the target, from the begin of its session.
+        self._bad = bad.Listed(target.catalog, ())
 
     def run(self) -> Result:
         """Copy it, unless it is there.
@@ -199,9 +204,9 @@ class Copy:
     # As objects
 
     def _copy_objects(self) -> api.Version:
-        with sessions.opened(self._target.catalog) as session_id:
+        with sessions.opened(self._target.catalog) as (session_id, self._bad):
             tree = self.tree()
-            base = self._base(tree)
+            base = None if self._bad else self._base(tree)
             try:
                 self._put_objects(base, tree)
             except (exceptions.ChunkCorrupt, exceptions.NotFound):
@@ -214,6 +219,7 @@ class Copy:
             self._target.store.sync(
                 name for _first, name in self._added(base, tree)
             )
+            self._bad.mended()
             return self._receive(self.version.root, session_id)
 
     def _put_objects(self, base: trees.Tree | None, tree: trees.Tree) -> None:
@@ -232,12 +238,17 @@ class Copy:
     def _carry(
         self, kind: chunk.Kind, size_max: int, _first: int, name: bytes
     ) -> None:
-        if self._target.store.has(name):
+        is_bad = name in self._bad
+        if not is_bad and self._target.store.has(name):
             with self._lock:
                 self._result.found_objects += 1
             return
         data, _content = self._read(name, kind, size_max)
-        self._target.store.put(name, data)
+        if is_bad:
+            self._target.store.replace(name, data)
+            self._bad.replaced(name)
+        else:
+            self._target.store.put(name, data)
         with self._lock:
             self._result.copied_objects += 1
             self._result.copied_bytes += len(data)

@@ -16,6 +16,7 @@ import logging
 import uuid
 from collections.abc import Iterator
 
+from lazyblob import bad
 from lazyblob import commit
 from lazyblob import exceptions
 from lazyblob.catalog import api
@@ -24,12 +25,12 @@ LOG = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def opened(catalog: api.Catalog) -> Iterator[str]:
-    """The id of a session that ends with the block."""
+def opened(catalog: api.Catalog) -> Iterator[tuple[str, bad.Listed]]:
+    """A session that ends with the block: its id, and what is bad there."""
     session_id = uuid.uuid4().hex
-    catalog.begin_session(commit.default_owner(), session_id)
+    page = catalog.begin_session(commit.default_owner(), session_id)
     try:
-        yield session_id
+        yield session_id, bad.Listed(catalog, page)
     finally:
         try:
             catalog.end_session(session_id)

@@ -28,10 +28,10 @@ import dataclasses
 import enum
 from collections.abc import Sequence
 
+from lazyblob import exceptions
+
 #: How many bad digests a writer is told at once.
 BAD_DIGESTS_PAGE = 1000
-
-from lazyblob import exceptions
 
 
 class Kind(str, enum.Enum):

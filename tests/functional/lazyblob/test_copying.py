@@ -33,12 +33,6 @@ COMMAND = [sys.executable, '-m', 'nova_lazyimage.cmd.lazyimage']
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope='module')
-def gateway(tmp_path_factory):
-    with gateways.Gateway(tmp_path_factory.mktemp('ceph')) as found:
-        yield found
-
-
 class Place:
     """A repository on some engines, and the file that names it."""
 

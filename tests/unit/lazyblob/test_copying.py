@@ -521,6 +521,19 @@ class TestDamage:
         copy(source, target, small)
         assert is_clean(target)
 
+    def test_what_is_listed_as_bad_there_is_overwritten(
+        self, source, target, small
+    ):
+        copy(source, target, small)
+        name = source.manifest(small.root).get(0)
+        path = path_of(target, name)
+        path.write_bytes(path.read_bytes()[:-1] + b'?')
+        target.catalog.report_bad([name.hex()], 'test')
+        done = copy(source, target, write(source, index=1))
+        assert done.version.number == 2
+        assert target.catalog.bad_digests() == []
+        assert is_clean(target)
+
 
 class TestScopes:
     @pytest.fixture
