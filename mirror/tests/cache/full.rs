@@ -29,7 +29,8 @@ fn host_that(
     let mut host = Host::with(
         directory,
         &noise(1, 8 * CHUNK),
-        8 * MIB as u64,
+        // More than a file system of these tests holds, for each of three writers.
+        64 * MIB as u64,
         2 * CHUNK as u64,
         on_full,
     );

@@ -28,7 +28,6 @@ PASSING = ('500', '503', 'cut', 'half', 'lost', 'slow', 'truncated')
 #: What no patience helps against: bytes are believed by their digest alone.
 LIES = ('mangled', 'short', 'wrong')
 OPERATIONS = ('Create', 'Again', 'Commit', 'Larger', 'Export', 'Verify')
-LIED_TO = ('Create', 'Commit', 'Larger', 'Export', 'Verify')
 each_operation = pytest.mark.parametrize('name', OPERATIONS)
 
 pytestmark = [
@@ -78,7 +77,7 @@ def test_who_has_none_is_told_and_may_come_again(engines, proxy, name, rng):
     assert told, 'nothing failed: this proves nothing'
 
 
-@pytest.mark.parametrize('name', LIED_TO)
+@each_operation
 def test_lies_are_errors_or_found_out(engines, proxy, name, rng):
     trial = places.Disturbed(
         engines, proxy, name, retry_seconds=20, timeout_seconds=0.5
