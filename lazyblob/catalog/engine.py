@@ -13,7 +13,8 @@
 
 SQLite: ``BEGIN IMMEDIATE`` for whatever writes, because its driver opens no
 transaction at a SELECT and a lock that is upgraded later can fail halfway;
-``synchronous=FULL``, because a published version must survive loss of power.
+``synchronous=FULL``, because a published version must survive loss of power;
+the begin and the end of a writer's session need not (:meth:`Database.write`).
 It runs in WAL mode: readers (an agent's lookups, ``lazyimage ls``) never wait
 for a writer, and a commit is one fsync instead of three. Its price is that
 the file cannot live on NFS and that a copy of a running catalog is made with
@@ -178,8 +179,14 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    is_reading = connection.get_execution_options().get('is_reading')
-    connection.exec_driver_sql('BEGIN' if is_reading else 'BEGIN IMMEDIATE')
+    options = connection.get_execution_options()
+    if options.get('is_reading'):
+        connection.exec_driver_sql('BEGIN')
+        return
+    # Before BEGIN: within a transaction it has no effect.
+    level = 'FULL' if options.get('is_synced', True) else 'NORMAL'
+    connection.exec_driver_sql(f'PRAGMA synchronous={level}')
+    connection.exec_driver_sql('BEGIN IMMEDIATE')
 
 
 class Database:
@@ -215,9 +222,18 @@ class Database:
         """Run an operation that changes nothing."""
         return self._run(operation, is_reading=True)
 
-    def write(self, operation: Callable[[orm.Session], T]) -> T:
-        """Run an operation; it may run again from its start."""
-        return self._run(operation, is_reading=False)
+    def write(
+        self,
+        operation: Callable[[orm.Session], T],
+        *,
+        is_synced: bool = True,
+    ) -> T:
+        """Run an operation; it may run again from its start.
+
+        :param is_synced: it survives loss of power; if not, SQLite writes it
+            with the next one that does, in order. Servers sync everything
+        """
+        return self._run(operation, is_reading=False, is_synced=is_synced)
 
     def close(self) -> None:
         with self._lock:
@@ -226,11 +242,11 @@ class Database:
                 self._engine = None
 
     def _run(
-        self, operation: Callable[[orm.Session], T], *, is_reading: bool
+        self, operation: Callable[[orm.Session], T], **options: bool
     ) -> T:
         pauses = passing.pauses(passing.PATIENCE_SECONDS)
         while True:
-            engine = self.engine.execution_options(is_reading=is_reading)
+            engine = self.engine.execution_options(**options)
             try:
                 with orm.Session(engine, expire_on_commit=False) as session:
                     with session.begin():

@@ -85,7 +85,7 @@ class SqlCatalog(api.Catalog):
 
         self._repository()
         try:
-            return self._database.write(begin)
+            return self._database.write(begin, is_synced=False)
         except sa_exc.IntegrityError:
             # Repeated. One that has ended is found out by publish.
             return self._database.read(bad.first)
@@ -99,7 +99,8 @@ class SqlCatalog(api.Catalog):
                     models.Session.ended_at.is_(None),
                 )
                 .values(ended_at=rows.now())
-            )
+            ),
+            is_synced=False,
         )
 
     def sessions(self) -> list[api.Session]:

@@ -214,6 +214,20 @@ def test_what_was_committed_is_durable(url):
         assert pragma == full
 
 
+def test_only_what_need_not_survive_power_loss_is_not_synced(url):
+    """What is synced afterwards takes along what was not."""
+    database = engine.Database(url)
+
+    def level(session):
+        connection = session.connection()
+        return connection.exec_driver_sql('PRAGMA synchronous').scalar()
+
+    normal, full = 1, 2
+    assert database.write(level, is_synced=False) == normal
+    assert database.write(level) == full
+    database.close()
+
+
 def test_a_writer_that_waits_too_long_may_try_again(
     url, tmp_path, monkeypatch
 ):
