@@ -15,6 +15,7 @@ use super::abi::{
 };
 use super::slot::{Slot, header};
 use crate::disk::Errno;
+use crate::sys::death;
 
 /// The open `/dev/fuse` of one session.
 #[derive(Debug)]
@@ -48,7 +49,9 @@ impl Channel {
 
     /// Writes an answer that is laid out already.
     pub fn whole(&self, answer: &[u8]) {
-        let _ = self.checked((&self.device).write(answer));
+        if death::spares_a_step() {
+            let _ = self.checked((&self.device).write(answer));
+        }
     }
 
     /// Answers with the first `len` bytes of a slot's data.
@@ -60,7 +63,9 @@ impl Channel {
     pub fn bytes(&self, unique: u64, bytes: &[u8]) {
         let header = header(unique, 0, bytes.len());
         let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(bytes)];
-        let _ = self.checked((&self.device).write_vectored(&parts));
+        if death::spares_a_step() {
+            let _ = self.checked((&self.device).write_vectored(&parts));
+        }
     }
 
     /// Answers with a message.

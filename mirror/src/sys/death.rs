@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The death of a process between two stores, for fuzzing: later stores of its thread are none.
-//! Normal builds have nothing of it.
+//! The death of a process between two steps, for fuzzing: a store or an answer is one, and later ones
+//! of its thread are none. Normal builds have nothing of it.
 
 #[cfg(any(test, feature = "fuzzing"))]
 thread_local! {
     static LEFT: std::cell::Cell<u64> = const { std::cell::Cell::new(u64::MAX) };
 }
 
-/// Comes after so many stores.
+/// Comes after so many steps.
 #[cfg(any(test, feature = "fuzzing"))]
-pub fn after(stores: u64) {
-    LEFT.set(stores);
+pub fn after(steps: u64) {
+    LEFT.set(steps);
 }
 
 /// Whether it has come.
@@ -20,10 +20,10 @@ pub fn has_come() -> bool {
     LEFT.get() == 0
 }
 
-/// Whether the next store is one.
+/// Whether the next step is one.
 #[inline]
 #[must_use]
-pub fn spares_a_store() -> bool {
+pub fn spares_a_step() -> bool {
     #[cfg(any(test, feature = "fuzzing"))]
     {
         let left = LEFT.get();

@@ -282,7 +282,7 @@ impl Words {
     #[inline]
     pub fn set(&self, index: usize, value: u64) {
         let word = self.word(index);
-        if death::spares_a_store() {
+        if death::spares_a_step() {
             word.store(value, Ordering::Release);
         }
     }
@@ -293,7 +293,7 @@ impl Words {
             let mut word = [0; WORD_BYTES];
             word[..part.len()].copy_from_slice(part);
             let target = self.word(at);
-            if death::spares_a_store() {
+            if death::spares_a_step() {
                 target.store(u64::from_ne_bytes(word), Ordering::Relaxed);
             }
         }
@@ -369,6 +369,9 @@ impl RequestMemory {
     #[inline]
     pub fn write(&self, file: &File, word: usize, len: usize) -> io::Result<usize> {
         let (start, len) = self.part(word, len);
+        if !death::spares_a_step() {
+            return Ok(len);
+        }
         // SAFETY: the range is mapped; nobody changes the data while it is borrowed.
         let put = unsafe { libc::write(file.as_raw_fd(), start, len) };
         usize::try_from(put).map_err(|_| io::Error::last_os_error())
