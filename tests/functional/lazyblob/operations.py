@@ -371,8 +371,10 @@ class Verify(Operation):
 
     def run(self, world, key):
         found = world.connect().verify(f'image-{key}')
-        if not found.is_sound:
-            raise exceptions.ChunkCorrupt(f'"{key}" is not sound: {found}')
+        faults = [fault.reason for fault in found.faults.values()]
+        if faults:
+            # What a disk cannot read is reported, and no error of the run.
+            raise exceptions.StoreError(f'"{key}": {"; ".join(faults)}')
         return found.chunk_count
 
     def check(self, repo, key, answer):
