@@ -20,26 +20,10 @@ import pytest
 
 from lazyblob import exceptions
 from nova_lazyimage.agent import client
-from nova_lazyimage.cmd import console
-from nova_lazyimage.cmd import lazyimage
 from nova_lazyimage.cmd.commands import verify
 
 CHUNK = 524288
 DATA = random.Random(1).randbytes(3 * CHUNK) + bytes(3 * CHUNK) + b'tail'
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Run a command; answers its exit status, output and errors."""
-    url = (tmp_path / 'repository').as_uri()
-    monkeypatch.setenv(console.ENVIRONMENT, url)
-
-    def running(*arguments):
-        status = lazyimage.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return running
 
 
 @pytest.fixture

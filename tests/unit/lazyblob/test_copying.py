@@ -64,6 +64,20 @@ def watch(repo, before, catalog=True):
         repo.catalog = Watched(repo.catalog, before)
 
 
+def break_off(source, target, version):
+    """A copy that ends before its sync."""
+
+    def die(name):
+        if name == 'sync':
+            raise exceptions.TemporaryStoreError('made for this test')
+
+    store = target.store
+    watch(target, die, catalog=False)
+    with pytest.raises(exceptions.TemporaryStoreError):
+        copy(source, target, version)
+    target.store = store
+
+
 def make(folder, **more):
     made = repository.initialise(*repository.urls_of(folder.as_uri()), **more)
     made.folder = folder
@@ -284,16 +298,8 @@ class TestPresence:
         """As a loss of power leaves it that kept what was put later."""
         version = create(source)
 
-        def die(name):
-            if name == 'sync':
-                raise exceptions.TemporaryStoreError('made for this test')
-
-        store = target.store
-        watch(target, die, catalog=False)
-        with pytest.raises(exceptions.TemporaryStoreError):
-            copy(source, target, version)
-        target.store = store
-        assert store.has(bytes.fromhex(version.root))
+        break_off(source, target, version)
+        assert target.store.has(bytes.fromhex(version.root))
         lost = source.manifest(version.root).get(0)
         path_of(target, lost).unlink()
         done = copy(source, target, version)
@@ -508,15 +514,7 @@ class TestDamage:
     def test_an_object_cut_short_there_is_put_again(
         self, source, target, small
     ):
-        def die(name):
-            if name == 'sync':
-                raise exceptions.TemporaryStoreError('made for this test')
-
-        store = target.store
-        watch(target, die, catalog=False)
-        with pytest.raises(exceptions.TemporaryStoreError):
-            copy(source, target, small)
-        target.store = store
+        break_off(source, target, small)
         os.truncate(path_of(target, source.manifest(small.root).get(0)), 40)
         copy(source, target, small)
         assert is_clean(target)
