@@ -32,20 +32,17 @@ import concurrent.futures
 import dataclasses
 import enum
 import logging
-import os
-import socket
 import threading
-import uuid
 from collections.abc import Iterator
 from types import TracebackType
 
 from lazyblob import asking
-from lazyblob import bad
 from lazyblob import changing
 from lazyblob import chunk
 from lazyblob import digest
 from lazyblob import exceptions
 from lazyblob import manifest
+from lazyblob import sessions
 from lazyblob import tree as trees
 from lazyblob.catalog import api
 from lazyblob.chunk_store import base
@@ -91,10 +88,6 @@ class Statistics:
             setattr(self, field, getattr(self, field) + more)
 
 
-def default_owner() -> str:
-    return f'{socket.gethostname()}:{os.getpid()}'
-
-
 class Commit:
     """One version in the making.
 
@@ -133,8 +126,6 @@ class Commit:
                 )
         self.chunk_size_bytes = chunk_size_bytes
         self.statistics = Statistics()
-        self.session_id = uuid.uuid4().hex
-        self._catalog = catalog
         self._store = store
         self._keys = keys
         self._size_bytes = size_bytes
@@ -142,11 +133,9 @@ class Commit:
         self._guess = asking.Guess(is_remote=store.is_remote)
         self._builder = changing.Builder(parent)
         self._lock = threading.Lock()
-        self._is_open = True
-        self._bad = bad.Listed(
-            catalog,
-            catalog.begin_session(owner or default_owner(), self.session_id),
-        )
+        self._session = sessions.Session(catalog, owner)
+        self.session_id = self._session.id
+        self._bad = self._session.bad
 
     def put(self, index: int, data: digest.Buffer) -> Outcome:
         """Store a whole chunk, unless it is there or need not be.
@@ -220,14 +209,7 @@ class Commit:
 
     def close(self) -> None:
         """End the session: after publish, or instead of it."""
-        if not self._is_open:
-            return
-        self._is_open = False
-        try:
-            self._catalog.end_session(self.session_id)
-        except exceptions.CatalogUnavailable as exc:
-            # The collector ends sessions whose owner is gone.
-            LOG.warning('Session %s was not ended: %s', self.session_id, exc)
+        self._session.close()
 
     def __enter__(self) -> 'Commit':
         return self

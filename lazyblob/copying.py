@@ -204,7 +204,8 @@ class Copy:
     # As objects
 
     def _copy_objects(self) -> api.Version:
-        with sessions.opened(self._target.catalog) as (session_id, self._bad):
+        with sessions.Session(self._target.catalog) as session:
+            self._bad = session.bad
             tree = self.tree()
             base = None if self._bad else self._base(tree)
             try:
@@ -220,7 +221,7 @@ class Copy:
                 name for _first, name in self._added(base, tree)
             )
             self._bad.mended()
-            return self._receive(self.version.root, session_id)
+            return self._receive(self.version.root, session.id)
 
     def _put_objects(self, base: trees.Tree | None, tree: trees.Tree) -> None:
         """Everything that the base does not reach, from the bottom up."""

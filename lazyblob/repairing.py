@@ -32,15 +32,15 @@ Threads: one calls; a few carry.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import logging
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from lazyblob import commit
 from lazyblob import damage
 from lazyblob import exceptions
+from lazyblob import sessions
 from lazyblob import survey
 from lazyblob import verifying
 from lazyblob import wanted
@@ -218,10 +218,9 @@ def repair(
     def rescue(asked: wanted.Wanted) -> bytes | None:
         return _content(asked, sources)[0]
 
-    session_id = uuid.uuid4().hex
-    if not is_dry:
-        catalog.begin_session(commit.default_owner(), session_id)
-    try:
+    with contextlib.ExitStack() as stack:
+        if not is_dry:
+            stack.enter_context(sessions.Session(catalog))
         outcome = Outcome(make_survey(rescue).run())
         plan = make_plan(list(outcome.report.faults.values()), sources)
         outcome.lost = {fault.wanted.name: fault for fault in plan.lost}
@@ -237,6 +236,3 @@ def repair(
                 progress=progress,
             )
         return outcome
-    finally:
-        if not is_dry:
-            catalog.end_session(session_id)

@@ -11,29 +11,57 @@
 # under the License.
 """A writer's session, from before its first question (contract 31)."""
 
-import contextlib
 import logging
+import os
+import socket
 import uuid
-from collections.abc import Iterator
+from types import TracebackType
 
 from lazyblob import bad
-from lazyblob import commit
 from lazyblob import exceptions
 from lazyblob.catalog import api
 
 LOG = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def opened(catalog: api.Catalog) -> Iterator[tuple[str, bad.Listed]]:
-    """A session that ends with the block: its id, and what is bad there."""
-    session_id = uuid.uuid4().hex
-    page = catalog.begin_session(commit.default_owner(), session_id)
-    try:
-        yield session_id, bad.Listed(catalog, page)
-    finally:
+def default_owner() -> str:
+    """This process."""
+    return f'{socket.gethostname()}:{os.getpid()}'
+
+
+class Session:
+    """Stands from its making to :meth:`close`; to be used with ``with``.
+
+    :param owner: default: this process
+    :ivar id: what publish has to name
+    :ivar bad: what was listed as bad when it began
+    """
+
+    def __init__(self, catalog: api.Catalog, owner: str = '') -> None:
+        self.id = uuid.uuid4().hex
+        self._catalog = catalog
+        self._is_open = True
+        page = catalog.begin_session(owner or default_owner(), self.id)
+        self.bad = bad.Listed(catalog, page)
+
+    def close(self) -> None:
+        """End it; once more is harmless."""
+        if not self._is_open:
+            return
+        self._is_open = False
         try:
-            catalog.end_session(session_id)
+            self._catalog.end_session(self.id)
         except exceptions.CatalogUnavailable as exc:
             # The collector ends sessions whose owner is gone.
-            LOG.warning('Session %s was not ended: %s', session_id, exc)
+            LOG.warning('Session %s was not ended: %s', self.id, exc)
+
+    def __enter__(self) -> 'Session':
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

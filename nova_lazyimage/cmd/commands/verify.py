@@ -179,9 +179,9 @@ def subset(text: str) -> 'verifying.Subset':
 
 def reporter(command: str) -> str:
     """Who reports bad digests."""
-    from lazyblob import commit
+    from lazyblob import sessions
 
-    return f'{command} on {commit.default_owner()}'
+    return f'{command} on {sessions.default_owner()}'
 
 
 def target(
