@@ -202,6 +202,18 @@ def test_a_source_that_is_away_is_passed_over(repo, image, source):
     assert repo.repair([Away(), source]).mended == [name]
 
 
+def test_a_session_that_cannot_be_ended_hides_nothing_that_was_done(
+    repo, image, hurt, source, expect_logs, monkeypatch
+):
+    def fail(session_id):
+        raise exceptions.CatalogUnavailable('made for this test')
+
+    monkeypatch.setattr(repo.catalog, 'end_session', fail)
+    with expect_logs('was not ended'):
+        outcome = repo.repair([source])
+    assert outcome.mended and not outcome.lost
+
+
 class Faulty:
     """A part of which the n-th call fails, or kills the process.
 
