@@ -53,9 +53,12 @@ def look(
         models.Blob, blob.id, with_for_update=is_locking or None
     )
     if found is None:
-        if blob.name and session.scalar(
+        owner = blob.name and session.scalar(
             sa.select(models.Blob.id).where(models.Blob.name == blob.name)
-        ):
+        )
+        # The blob itself may have come since the look before: no conflict;
+        # its row is met when this one is written.
+        if owner and owner != blob.id:
             raise used_name(blob)
         return None
     what = f'version {version.number} of blob "{blob.id}"'

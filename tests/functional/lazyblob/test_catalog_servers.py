@@ -41,6 +41,24 @@ class TestDatabases(database_contract.DatabaseContract):
     def plan(self, server):
         return database_contract.PLANS[server.name]
 
+    def test_a_blob_received_between_two_looks_is_met(
+        self, receiver, empty_database
+    ):
+        blob = database_contract.foreign()
+        version = database_contract.foreign_version(1)
+        other = sql.SqlCatalog(empty_database)
+        others = []
+
+        def overtake(_connection, _cursor, statement, *_):
+            if 'blobs.name = ' in statement and not others:
+                others.append(other.receive(blob, version, session_id='copy'))
+
+        bind = receiver._database.engine
+        sa.event.listen(bind, 'before_cursor_execute', overtake)
+        assert receiver.receive(blob, version, session_id='copy') == version
+        assert others == [version]
+        other.close()
+
 
 def test_the_migrations_lead_to_the_models_and_back(empty_database):
     schema.upgrade(empty_database)
