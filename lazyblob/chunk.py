@@ -183,7 +183,19 @@ def decode(data: bytes, kind: Kind, size_bytes_max: int) -> bytes:
 
     :raises ChunkCorrupt: and which rule of FORMAT.rst it breaks
     """
-    if len(data) < HEADER_BYTES:
+    return _decode(
+        data[:HEADER_BYTES],
+        memoryview(data)[HEADER_BYTES:],
+        kind,
+        size_bytes_max,
+    )
+
+
+def _decode(
+    head: bytes, stored: digest.Buffer, kind: Kind, size_bytes_max: int
+) -> bytes:
+    """:param stored: not copied if it is ``bytes``"""
+    if len(head) < HEADER_BYTES:
         raise exceptions.ChunkCorrupt('object is shorter than its header')
     (
         magic,
@@ -195,7 +207,7 @@ def decode(data: bytes, kind: Kind, size_bytes_max: int) -> bytes:
         stored_bytes,
         checksum,
         reserved,
-    ) = HEADER.unpack_from(data)
+    ) = HEADER.unpack(head)
     for holds, fault in (
         (magic == MAGIC, 'has no magic'),
         (version == VERSION, f'has version {version}, not {VERSION}'),
@@ -205,14 +217,13 @@ def decode(data: bytes, kind: Kind, size_bytes_max: int) -> bytes:
         (reserved == bytes(8), 'has reserved bits set'),
         (0 < raw_bytes <= size_bytes_max, f'holds {raw_bytes} bytes'),
         (
-            stored_bytes == len(data) - HEADER_BYTES,
-            f'stores {len(data) - HEADER_BYTES} bytes, not {stored_bytes}',
+            stored_bytes == len(stored),
+            f'stores {len(stored)} bytes, not {stored_bytes}',
         ),
     ):
         if not holds:
             raise exceptions.ChunkCorrupt(f'object {fault}')
-    stored = memoryview(data)[HEADER_BYTES:]
-    hasher = blake3.blake3(data[:_CHECKED_BYTES]).update(stored)
+    hasher = blake3.blake3(head[:_CHECKED_BYTES]).update(stored)
     if hasher.digest(length=8) != checksum:
         raise exceptions.ChunkCorrupt('object does not match its checksum')
     if codec == Codec.STORED:
@@ -222,7 +233,7 @@ def decode(data: bytes, kind: Kind, size_bytes_max: int) -> bytes:
     return _decompress(stored, raw_bytes)
 
 
-def _decompress(stored: memoryview, raw_bytes: int) -> bytes:
+def _decompress(stored: digest.Buffer, raw_bytes: int) -> bytes:
     """Exactly ``raw_bytes``; the frame says so before any is allocated."""
     try:
         if zstandard.frame_content_size(stored) != raw_bytes:
@@ -243,8 +254,30 @@ def unpack(
 
     :raises ChunkCorrupt: it is not what the digest names
     """
+    return unpack_parts(
+        data[:HEADER_BYTES],
+        memoryview(data)[HEADER_BYTES:],
+        name,
+        key,
+        kind,
+        size_bytes_max,
+    )
+
+
+def unpack_parts(
+    head: bytes,
+    stored: digest.Buffer,
+    name: bytes,
+    key: bytes,
+    kind: Kind,
+    size_bytes_max: int,
+) -> bytes:
+    """As :func:`unpack`, of an object in the parts of :func:`packed`.
+
+    :param stored: given back as it is, if it is ``bytes`` and not compressed
+    """
     try:
-        content = decode(data, kind, size_bytes_max)
+        content = _decode(head, stored, kind, size_bytes_max)
     except exceptions.ChunkCorrupt as exc:
         raise exceptions.ChunkCorrupt(f'"{name.hex()}": {exc}') from exc
     if digest.of(content, key) != name:

@@ -505,8 +505,12 @@ class Repository:
     def _unpacked(
         self, name: bytes, key: bytes, kind: chunk.Kind, size_bytes_max: int
     ) -> bytes:
-        data = self.store.get(name, chunk.object_bytes_max(size_bytes_max))
-        return chunk.unpack(data, name, key, kind, size_bytes_max)
+        head, stored = self.store.get_parts(
+            name, chunk.object_bytes_max(size_bytes_max)
+        )
+        return chunk.unpack_parts(
+            head, stored, name, key, kind, size_bytes_max
+        )
 
     def _chunk_fetcher(self, scope: str) -> Callable[[bytes, int], bytes]:
         key = digest.keys(scope).chunk

@@ -30,6 +30,7 @@ Threads: one instance serves them all.
 import abc
 from collections.abc import Iterable, Iterator
 
+from lazyblob import chunk
 from lazyblob import digest as digests
 
 
@@ -78,6 +79,17 @@ class ChunkStore(abc.ABC):
         :raises NotFound: it is confirmed absent
         :raises ChunkCorrupt: it is larger than ``size_bytes_max``
         """
+
+    def get_parts(
+        self, digest: bytes, size_bytes_max: int
+    ) -> tuple[bytes, bytes]:
+        """As :meth:`get`, its header and what follows apart.
+
+        For whoever unpacks it: a store that can read them apart saves him
+        the copy of a chunk that does not compress.
+        """
+        data = self.get(digest, size_bytes_max)
+        return data[: chunk.HEADER_BYTES], data[chunk.HEADER_BYTES :]
 
     @abc.abstractmethod
     def has(self, digest: bytes) -> bool:

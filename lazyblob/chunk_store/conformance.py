@@ -134,6 +134,8 @@ class Contract:
             name, data = an_object(size, size)
             store.put(name, data)
             assert store.get(name, LIMIT) == data, size
+            head, rest = store.get_parts(name, LIMIT)
+            assert (len(head), head + rest) == (min(32, len(data)), data)
 
     def test_another_store_reads_what_an_answered_put_wrote(
         self, site: Site
@@ -207,6 +209,8 @@ class Contract:
         assert site.open().get(NAME, len(DATA)) == DATA
         with raises(exceptions.ChunkCorrupt, NAME.hex()):
             site.open().get(NAME, len(DATA) - 1)
+        with raises(exceptions.ChunkCorrupt, NAME.hex()):
+            site.open().get_parts(NAME, len(DATA) - 1)
 
     def test_a_damaged_object_is_replaced(self, site: Site) -> None:
         site.open().put(NAME, DATA)

@@ -120,9 +120,24 @@ class FileStore(objects.ObjectStore):
         self.sync(())
 
     def get(self, digest: bytes, size_bytes_max: int) -> bytes:
+        (data,) = self._parts(digest, size_bytes_max, size_bytes_max)
+        return data
+
+    def get_parts(
+        self, digest: bytes, size_bytes_max: int
+    ) -> tuple[bytes, bytes]:
+        rest_bytes_max = size_bytes_max - chunk.HEADER_BYTES
+        head, rest = self._parts(
+            digest, size_bytes_max, chunk.HEADER_BYTES, rest_bytes_max
+        )
+        return head, rest
+
+    def _parts(
+        self, digest: bytes, size_bytes_max: int, *lengths: int
+    ) -> list[bytes]:
         path = self._path(digest)
         try:
-            size_bytes, data = _read(path, size_bytes_max)
+            size_bytes, parts = _read(path, *lengths)
         except FileNotFoundError as exc:
             self._check_mounted(path)
             raise exceptions.NotFound(
@@ -133,12 +148,12 @@ class FileStore(objects.ObjectStore):
             raise self._failed('read', path, exc) from exc
         if size_bytes > size_bytes_max:
             raise objects.too_large(digest, size_bytes, size_bytes_max)
-        return data
+        return parts
 
     def has(self, digest: bytes) -> bool:
         path = self._path(digest)
         try:
-            size_bytes, head = _read(path, chunk.HEADER_BYTES)
+            size_bytes, (head,) = _read(path, chunk.HEADER_BYTES)
         except FileNotFoundError:
             self._check_mounted(path)
             return False
@@ -264,16 +279,21 @@ def _sweep(directory: pathlib.Path) -> None:
                     os.unlink(entry.path)
 
 
-def _read(path: str, size_bytes_max: int) -> tuple[int, bytes]:
-    """A file's size, and so much of it."""
+def _read(path: str, *lengths: int) -> tuple[int, list[bytes]]:
+    """A file's size, and so much of it, in parts of these lengths."""
     # Not to be kept waiting by what is no file, should somebody put it there.
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             raise exceptions.ChunkCorrupt(f'"{path}" is no file')
-        length = min(found.st_size, size_bytes_max)
-        return found.st_size, os.pread(handle, length, 0)
+        parts, offset = [], 0
+        for length in lengths:
+            # Not as much memory as might be: as there is of the file.
+            length = min(length, max(0, found.st_size - offset))
+            parts.append(os.pread(handle, length, offset))
+            offset += length
+        return found.st_size, parts
     finally:
         os.close(handle)
 

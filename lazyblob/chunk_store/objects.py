@@ -77,7 +77,18 @@ class ObjectStore(base.ChunkStore):
         """The obstore store, rooted where the prefixes lie."""
 
     def get(self, digest: bytes, size_bytes_max: int) -> bytes:
-        def read() -> bytes:
+        return b''.join(self._pieces(digest, size_bytes_max))
+
+    def get_parts(
+        self, digest: bytes, size_bytes_max: int
+    ) -> tuple[bytes, bytes]:
+        pieces = self._pieces(digest, size_bytes_max)
+        whole = memoryview(pieces[0] if len(pieces) == 1 else b''.join(pieces))
+        head = bytes(whole[: chunk.HEADER_BYTES])
+        return head, bytes(whole[chunk.HEADER_BYTES :])
+
+    def _pieces(self, digest: bytes, size_bytes_max: int) -> list[bytes]:
+        def read() -> list[bytes]:
             found = obstore.get(self._inner, key(digest))
             if found.meta['size'] > size_bytes_max:
                 raise too_large(digest, found.meta['size'], size_bytes_max)
@@ -87,8 +98,8 @@ class ObjectStore(base.ChunkStore):
                 size_bytes += len(piece)
                 if size_bytes > size_bytes_max:
                     raise too_large(digest, size_bytes, size_bytes_max)
-                pieces.append(bytes(piece))
-            return b''.join(pieces)
+                pieces.append(piece)
+            return pieces
 
         return self._call('read', digest, read)
 

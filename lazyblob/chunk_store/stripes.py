@@ -234,12 +234,25 @@ class StripedStore(base.ChunkStore):
                 disk.is_touched = True
 
     def get(self, digest: bytes, size_bytes_max: int) -> bytes:
+        return self._found(
+            digest, lambda store: store.get(digest, size_bytes_max)
+        )
+
+    def get_parts(
+        self, digest: bytes, size_bytes_max: int
+    ) -> tuple[bytes, bytes]:
+        return self._found(
+            digest, lambda store: store.get_parts(digest, size_bytes_max)
+        )
+
+    def _found(self, digest: bytes, read: Callable[[file.FileStore], T]) -> T:
+        """From the first disk that has it."""
         absent: exceptions.LazyBlobError | None = None
         for disk in self._order(digest):
             if not self._is_there(disk):
                 continue
             try:
-                return disk.store.get(digest, size_bytes_max)
+                return read(disk.store)
             except exceptions.NotFound as exc:
                 absent = exc
         self._refuse_missing(digest)

@@ -43,6 +43,17 @@ def test_what_is_packed_unpacks(seed, times):
     )
 
 
+def test_what_does_not_compress_is_not_copied():
+    content = random.Random(2).randbytes(1 << 16)
+    data, name = packed(content)
+    head, stored = data[:32], data[32:]
+    found = chunk.unpack_parts(
+        head, stored, name, KEYS.chunk, chunk.Kind.CHUNK, 1 << 16
+    )
+    assert found is stored
+    assert found == content
+
+
 @given(st.data())
 def test_no_flipped_bit_goes_unnoticed(data):
     content = b'what the guest wrote' * 30 + random.Random(1).randbytes(200)
