@@ -14,7 +14,9 @@
 Beside a program that writes and syncs as many files of the same sizes, for
 changes that lie together and for 3,840 blocks scattered over a disk of 20 GB,
 each of which takes a whole chunk along. From opening the parent to the
-published version; the chunks are copied out of memory.
+published version; the chunks are copied out of memory. Another program syncs
+all its files at once, as COMMIT does: what is left of the difference is
+hashing, compressing, the manifest and the catalog.
 
 Whether it depends on the number of versions or on the disk's size is told by
 disks that differ in nothing else. The 20 GB are full as far as manifests say:
@@ -87,7 +89,7 @@ def indexes(case: str, disk_bytes: int) -> list[int]:
 
 def content(index: int, generation: int) -> bytearray:
     """A chunk that was never there before."""
-    source = pool()
+    source = memoryview(pool())
     start = index * 8 * BLOCK_BYTES % (len(source) - CHUNK_BYTES)
     data = bytearray(source[start : start + CHUNK_BYTES])
     chance = random.Random(index << 32 | generation)
@@ -104,6 +106,9 @@ def repeated(case: str, measure: Callable[[], float]) -> float:
 class Files:
     """A program that writes so many files of such sizes.
 
+    They stay, as chunks do: who deletes them between two rounds gets the same
+    memory back for the next, still in the processor's caches.
+
     :param each: whether it syncs them one by one
     """
 
@@ -117,39 +122,41 @@ class Files:
         from lazyblob import chunk
 
         for case in (TOGETHER, SCATTERED):
-            if self.has(case):
-                self._sizes[case] = [
-                    len(chunk.pack(content(i, 0), chunk.Kind.CHUNK))
-                    for i in indexes(case, DISK_BYTES)
-                ]
+            self._sizes[case] = [
+                len(chunk.pack(content(i, 0), chunk.Kind.CHUNK))
+                for i in indexes(case, DISK_BYTES)
+            ]
 
     def has(self, case: str) -> bool:
-        return case == TOGETHER or (case == SCATTERED and not self._each)
+        return case in (TOGETHER, SCATTERED)
 
     def sample(self, case: str) -> harness.Measurements:
-        return {case: repeated(case, lambda: self._write(self._sizes[case]))}
+        found = repeated(case, lambda: self._write(self._sizes[case]))
+        if case == SCATTERED:  # a GB, which no cache keeps anyway
+            self.cleanup()
+        return {case: found}
 
     def _write(self, sizes: Sequence[int]) -> float:
         source = memoryview(pool())
-        self._folder.mkdir()
+        folder = self._folder / str(next(_numbers))
+        folder.mkdir(parents=True)
         os.sync()
         begun = time.perf_counter()
         for number, size in enumerate(sizes):
             handle = os.open(
-                self._folder / str(number), os.O_WRONLY | os.O_CREAT, 0o640
+                folder / str(number), os.O_WRONLY | os.O_CREAT, 0o640
             )
             os.write(handle, source[:size])
             if self._each:
                 os.fsync(handle)
             os.close(handle)
-        handle = os.open(self._folder, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY)
         if self._each:
             os.fsync(handle)
         elif ctypes.CDLL(None).syncfs(handle):
             raise harness.Missing('syncfs failed')
         seconds = time.perf_counter() - begun
         os.close(handle)
-        shutil.rmtree(self._folder)
         return seconds * 1000
 
     def cleanup(self) -> None:
@@ -343,8 +350,8 @@ BENCH = harness.Bench(
     baseline=FILES,
     contenders=contenders,
     goals=[
-        harness.Goal(TOGETHER, DISK, at_least=1 / 1.5),
-        harness.Goal(SCATTERED, DISK, at_least=1 / 1.5),
+        harness.Goal(TOGETHER, DISK, at_least=1 / 1.5, against=FILES_SYNCED),
+        harness.Goal(SCATTERED, DISK, at_least=1 / 1.5, against=FILES_SYNCED),
         harness.Goal(TOGETHER, OLD, at_least=0.9, against=DISK),
         harness.Goal(TOGETHER, LARGE, at_least=0.9, against=SMALL),
         harness.Goal(DIFF, OLD, at_least=0.9, against=DISK),
