@@ -273,7 +273,7 @@ def lint() -> list[Check]:
 
 
 def types() -> list[Check]:
-    # Even unused, a cache is a database, which locks out a second at its start.
+    # Even unused, a cache is a database that only one at a time can open.
     mypy = ['mypy', f'--cache-dir={os.devnull}']
     return beside_each_other(
         Check('mypy', mypy),
