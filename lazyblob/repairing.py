@@ -119,25 +119,21 @@ def make_plan(
     """Ask the sources; nothing is read and nothing changed."""
     mends, lost = [], []
     for fault in faults:
-        found = tuple(s for s in sources if _says_yes(s, fault.wanted))
+        found, refused = [], [fault.reason]
+        for source in sources:
+            try:
+                if source.has(fault.wanted):
+                    found.append(source)
+            except (exceptions.StoreError, exceptions.NotFound) as exc:
+                what = f'"{source.label}" is passed over: {exc}'
+                LOG.warning('"%s": %s', fault.wanted.name.hex(), what)
+                refused.append(what)
         if found:
-            mends.append(Mend(fault, found))
+            mends.append(Mend(fault, tuple(found)))
         else:
-            lost.append(fault)
+            reason = '; '.join(refused)
+            lost.append(dataclasses.replace(fault, reason=reason))
     return Plan(tuple(mends), tuple(lost))
-
-
-def _says_yes(source: Source, asked: wanted.Wanted) -> bool:
-    try:
-        return source.has(asked)
-    except (exceptions.StoreError, exceptions.NotFound) as exc:
-        LOG.warning(
-            '"%s" is passed over for "%s": %s',
-            source.label,
-            asked.name.hex(),
-            exc,
-        )
-        return False
 
 
 def _content(

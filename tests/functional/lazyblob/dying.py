@@ -52,6 +52,7 @@ READS = {
     *('catalog.list_blobs', 'catalog.version', 'catalog.versions'),
     *('catalog.list_versions', 'catalog.clones', 'catalog.find_commit'),
     *('catalog.sessions', 'catalog.bad_digests', 'catalog.close'),
+    *('catalog.received', 'store.get_parts'),
 }
 _CHANGING = ('ALTER', 'CREATE', 'DELETE', 'DROP', 'INSERT', 'UPDATE')
 _CREATING = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)

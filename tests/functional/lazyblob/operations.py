@@ -23,8 +23,10 @@ import random
 
 import sqlalchemy as sa
 
+from lazyblob import copying
 from lazyblob import digest
 from lazyblob import exceptions
+from lazyblob import repairing
 from lazyblob import repository
 from lazyblob.catalog import api
 from lazyblob.catalog import engine
@@ -65,12 +67,14 @@ class Operation:
     :ivar damaged: blobs that :meth:`prepare` damages and it mends
     :ivar needs_empty: it begins where no repository is yet
     :ivar leaves_garbage: objects that nothing reaches, though it succeeds
+    :ivar folder: for files beside the repository; set before :meth:`prepare`
     """
 
     title = ''
     damaged = ()
     needs_empty = False
     leaves_garbage = False
+    folder = ''
 
     def prepare(self, repo, key):
         """What has to be there; of an empty place ``repo`` is the place."""
@@ -381,6 +385,95 @@ class Verify(Operation):
         assert answer == len(PLACES)
 
 
+class Beside(Operation):
+    """One that reads from another repository, in files beside this one."""
+
+    source_scope = 'repository'
+
+    @contextlib.contextmanager
+    def source(self, folder):
+        """Made once for all that are beside one repository."""
+        path = pathlib.Path(folder, f'other-{self.source_scope}')
+        urls = repository.urls_of(path.as_uri())
+        if path.exists():
+            source = repository.connect(*urls)
+        else:
+            source = repository.initialise(
+                *urls, dedupe_scope=self.source_scope
+            )
+        yield source
+        source.close()
+
+
+class Copy(Beside):
+    title = 'Copy'
+
+    def prepare(self, repo, key):
+        with self.source(self.folder) as source:
+            source.create(stream(key, DEEP), blob_id=f'image-{key}', **SIZES)
+            Commit().run(Opened(source), key)
+
+    def run(self, world, key):
+        target = world.connect()
+        with self.source(world.folder) as source:
+            blob = source.catalog.get(f'image-{key}')
+            results = [
+                copying.Copy(source, target, version, blob, threads=1).run()
+                for version in source.catalog.versions(blob.id)
+            ]
+        return [plain(result.version) for result in results]
+
+    def check(self, repo, key, answer):
+        assert answer == [
+            plain(version) for version in repo.catalog.versions(f'image-{key}')
+        ]
+        whole = content(key, DEEP)
+        assert read_chunks(repo, f'image-{key}', 1) == whole
+        del whole[0]
+        whole |= Commit().changes(key)
+        del whole[0]
+        assert read_chunks(repo, f'image-{key}', 2) == whole
+
+
+class CopyContents(Copy):
+    title = 'Copy, from another dedupe scope'
+    source_scope = 'project'
+
+
+class Repair(Beside):
+    """Of a chunk that is missing and one that is damaged."""
+
+    title = 'Repair'
+
+    def prepare(self, repo, key):
+        with self.source(self.folder) as source:
+            for each in (source, repo):
+                made = each.create(
+                    stream(key), blob_id=f'image-{key}', **SIZES
+                )
+        self.damaged = (made.blob_id,)
+        manifest = repo.manifest(made.root)
+        repo.store.delete(manifest.get(0))
+        data = bytearray(repo.store.get(manifest.get(2), 1 << 20))
+        data[-1] ^= 1
+        repo.store.replace(manifest.get(2), data)
+
+    def run(self, world, key):
+        with self.source(world.folder) as source:
+            found = world.connect().repair(
+                [repairing.StoreSource(source.store)], f'image-{key}'
+            )
+        if found.lost:
+            # What no source gives is reported, and no error of the run.
+            reasons = '; '.join(fault.reason for fault in found.lost.values())
+            raise exceptions.StoreError(f'"{key}": {reasons}')
+        return 'nothing is lost'
+
+    def check(self, repo, key, answer):
+        assert read_chunks(repo, f'image-{key}') == content(key)
+        assert list(repo.catalog.bad_digests()) == []
+
+
 class Init(Operation):
     title = 'Init'
     needs_empty = True
@@ -449,6 +542,7 @@ OPERATIONS = {
     for kind in (
         *(Create, Again, Commit, Snapshot, Clone, Larger, Claim),
         *(Delete, DeleteVersion, Export, Verify),
+        *(Copy, CopyContents, Repair),
         *(Init, Upgrade, AnotherDisk),
     )
 }

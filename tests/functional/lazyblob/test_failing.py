@@ -90,8 +90,8 @@ def judge(name, point, fault, kind, message):
     assert any(remedy in message for remedy in remedies), what
     if kind not in ('CatalogUnavailable', 'InvalidConfiguration'):
         kinds = KINDS[fault]
-        if name == 'Verify':
-            # What cannot be read is in its report (operations.Verify).
+        if name in ('Verify', 'Repair'):
+            # What cannot be read is in their reports (operations.Verify).
             kinds = kinds | {'StoreError'}
         assert kind in kinds, what
 
