@@ -235,7 +235,7 @@ class Commit:
         is_chunk = kind == chunk.Kind.CHUNK
         # Of nodes nobody need ask: there are few, and a put looks.
         asks = is_chunk and self._guess.asks_first()
-        is_there = asks and self._store.has(name)
+        is_there = asks and self._is_there(name)
         parts: tuple[digest.Buffer, ...] = ()
         if not is_there:
             parts = self._packed(content, kind)
@@ -256,6 +256,14 @@ class Commit:
         with self._lock:
             self.statistics.replaced_objects += 1
         return sum(map(len, parts))
+
+    def _is_there(self, name: bytes) -> bool:
+        try:
+            return self._store.has(name)
+        except exceptions.StoreError as exc:
+            if not self._reads_back or _may_pass(exc):
+                raise
+            return True  # and cannot be read: reading it back will tell
 
     def _packed(
         self, content: digest.Buffer, kind: chunk.Kind
@@ -288,7 +296,11 @@ class Commit:
             data = self._store.get(name, chunk.object_bytes_max(size_bytes))
             chunk.unpack(data, name, key, kind, size_bytes)
             return True
-        except (exceptions.ChunkCorrupt, exceptions.NotFound):
+        except exceptions.NotFound:
+            return False
+        except exceptions.StoreError as exc:
+            if _may_pass(exc):
+                raise
             return False
 
     def _put_nodes(self, nodes: list[tuple[bytes, bytes]]) -> None:
@@ -302,6 +314,13 @@ class Commit:
             _NODE_THREADS, thread_name_prefix='nodes'
         ) as pool:
             self.statistics.written_bytes += sum(pool.map(write, nodes))
+
+
+def _may_pass(exc: exceptions.StoreError) -> bool:
+    """Whether the object may be sound, though it is not to be had now."""
+    return isinstance(
+        exc, exceptions.TemporaryStoreError | exceptions.StoreDenied
+    )
 
 
 def _by_level(

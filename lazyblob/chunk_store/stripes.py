@@ -246,8 +246,9 @@ class StripedStore(base.ChunkStore):
         )
 
     def _found(self, digest: bytes, read: Callable[[file.FileStore], T]) -> T:
-        """From the first disk that has it."""
+        """From the first disk that has it, and can read it."""
         absent: exceptions.LazyBlobError | None = None
+        unread: exceptions.LazyBlobError | None = None
         for disk in self._order(digest):
             if not self._is_there(disk):
                 continue
@@ -255,6 +256,10 @@ class StripedStore(base.ChunkStore):
                 return read(disk.store)
             except exceptions.NotFound as exc:
                 absent = exc
+            except exceptions.StoreError as exc:
+                unread = unread or exc
+        if unread is not None:
+            raise unread
         self._refuse_missing(digest)
         raise absent or exceptions.NotFound(digest.hex())
 

@@ -255,6 +255,21 @@ class TestOneDiskAway:
         assert all(store.get(n, LIMIT) == d for n, d in objects.items())
         assert places(site, objects) == where
 
+    def test_what_one_cannot_read_another_may_have(self, site):
+        store = site.open()
+        store.put(NAME, DATA)
+        (holder,) = site.holders(NAME)
+        other = next(name for name in site.names if name != holder)
+        path = site.path(NAME)
+        copy = site.root / other / path.relative_to(site.root / holder)
+        path.rename(copy)
+        path.mkdir()
+        assert store.get(NAME, LIMIT) == DATA
+        assert b''.join(store.get_parts(NAME, LIMIT)) == DATA
+        copy.unlink()
+        with pytest.raises(exceptions.ChunkCorrupt, match='is no file'):
+            store.get(NAME, LIMIT)
+
     def test_an_empty_folder_in_its_place_is_not_it(self, site):
         """The mount point, when the disk is not mounted."""
         objects = put_many(site, 30)

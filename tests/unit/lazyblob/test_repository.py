@@ -293,6 +293,44 @@ class TestImportAgain:
         self.again(repo)
         assert repo.verify('image').is_sound
 
+    def test_what_cannot_be_read_is_replaced(
+        self, repo, image, expect_logs, monkeypatch
+    ):
+        """A sector that is gone, under its header or behind it."""
+        names = [name for _, name in repo.manifest(image.root).chunks()][:2]
+
+        def failing(real, bad):
+            def call(name, *more):
+                if name == bad:
+                    raise exceptions.StoreError('Input/output error')
+                return real(name, *more)
+
+            return call
+
+        for call, name in zip(('has', 'get'), names, strict=True):
+            real = getattr(repo.store, call)
+            monkeypatch.setattr(repo.store, call, failing(real, name))
+            damage(repo, name)
+        with expect_logs('was damaged in', 2):
+            self.again(repo)
+        monkeypatch.undo()
+        assert repo.verify('image').is_sound
+
+    @pytest.mark.parametrize(
+        'kind', [exceptions.TemporaryStoreError, exceptions.StoreDenied]
+    )
+    def test_what_cannot_be_read_for_now_is_no_damage(
+        self, repo, image, monkeypatch, kind
+    ):
+        def fail(name, *more):
+            raise kind('another time')
+
+        for call in ('has', 'get'):
+            with monkeypatch.context() as patch:
+                patch.setattr(repo.store, call, fail)
+                with pytest.raises(kind):
+                    self.again(repo)
+
     def test_a_commit_believes_the_store(self, repo, disk):
         """It is a guest's, and pays for no reading back."""
         name = repo.manifest(repo.catalog.version('image').root).get(0)
@@ -419,7 +457,7 @@ class TestCrash:
             def call(*arguments, **keywords):
                 calls.append(name)
                 if next(count) >= nth:
-                    raise exceptions.StoreError('killed')
+                    raise exceptions.TemporaryStoreError('killed')
                 return real(*arguments, **keywords)
 
             monkeypatch.setattr(getattr(repo, part), name, call)
