@@ -11,11 +11,11 @@
 # under the License.
 """A gateway that fails and lies, at whichever request.
 
-Imports, COMMITs, exports and verifications go through a proxy before a real
-object gateway, which disturbs one request of each: it is repeated, or it is
-an error that says what failed; the same call succeeds afterwards, and no
-version has a hole. ``make test`` chooses one fault for each request, by
-chance; ``make soak`` takes all.
+Imports, COMMITs, exports, copies, verifications and repairs go through a
+proxy before a real object gateway, which disturbs one request of each: it is
+repeated, or it is an error that says what failed; the same call succeeds
+afterwards, and no version has a hole. ``make test`` chooses one fault for each
+request, by chance; ``make soak`` takes all.
 """
 
 import itertools
@@ -27,7 +27,10 @@ import pytest
 PASSING = ('500', '503', 'cut', 'half', 'lost', 'slow', 'truncated')
 #: What no patience helps against: bytes are believed by their digest alone.
 LIES = ('mangled', 'short', 'wrong')
-OPERATIONS = ('Create', 'Again', 'Commit', 'Larger', 'Export', 'Verify')
+OPERATIONS = (
+    *('Create', 'Again', 'Commit', 'Larger', 'Export', 'Verify'),
+    *('Copy', 'Repair'),
+)
 each_operation = pytest.mark.parametrize('name', OPERATIONS)
 
 pytestmark = [
