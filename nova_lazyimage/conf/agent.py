@@ -173,7 +173,8 @@ background work never holds one up. At most ``fetch_threads``.
         max=64,
         help="""
 Chunks that COMMITs of this host upload at the same time. Each takes a core
-while it compresses, at a low priority.
+while it compresses, at a low priority. Raise it for a store of high latency,
+as ``s3://`` is: there each mostly waits.
 
 Related options: ``upload_share_percent``, ``upload_bytes_per_second``.
 """,
