@@ -16,6 +16,7 @@ import re
 
 from nova_lazyimage import _mirror
 from nova_lazyimage.agent import latencies
+from tests.functional import waits
 
 METRICS = (
     pathlib.Path(__file__).parents[3] / 'doc/source/reference/metrics.rst'
@@ -53,13 +54,18 @@ def test_the_histograms_count_what_was_read(site, noise, key):
     path = agent.attach(*key, clone_blob=site.image(noise(1 << 20)))['path']
     with open(path, 'rb') as file:
         file.read()
-    text = agent.metrics()
-    fetched = re.search(
-        r'lazyimage_request_seconds_count\{operation="read",'
-        r'source="fetch"\} (\S+)',
-        text,
-    )
-    assert float(fetched.group(1)) > 0
+
+    def fetched():
+        text = agent.metrics()
+        found = re.search(
+            r'lazyimage_request_seconds_count\{operation="read",'
+            r'source="fetch"\} (\S+)',
+            text,
+        )
+        return float(found.group(1)) > 0 and text
+
+    # It is answered first, and counted then.
+    text = waits.wait_for(fetched, 'a read that is counted')
     assert 'le="16.777216",operation="read",source="fetch"' in text
     mirror = agent.mirror(*key)
     assert mirror['reads'] > 0 <= mirror['hit_rate'] <= 1
