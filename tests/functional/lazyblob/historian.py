@@ -68,14 +68,15 @@ class Historian:
             [2, 3, 8, 4, 2, 2, 2],
         )[0]
         blobs = self.repo.catalog.list_blobs()
-        if act == 'create' or len(blobs) < 3:
-            return self.create()
-        # All of them at the same few, so that they meet.
-        few = {'delete': blobs[:1], 'commit': blobs[-4:]}.get(act, blobs)
-        blob = self.chance.choice(few)
         operation = self.new_id()
         try:
-            outcome = getattr(self, act)(operation, blob)
+            if act == 'create' or len(blobs) < 3:
+                outcome = self.create(operation)
+            else:
+                # All of them at the same few, so that they meet.
+                few = {'delete': blobs[:1], 'commit': blobs[-4:]}
+                blob = self.chance.choice(few.get(act, blobs))
+                outcome = getattr(self, act)(operation, blob)
         except PASSED_BY as exc:
             self.note(id=operation, end=type(exc).__name__)
         else:
@@ -87,17 +88,17 @@ class Historian:
             raise exceptions.NotFound('its creator has not published it yet')
         return self.chance.choice(versions)
 
-    def create(self):
+    def create(self, operation):
         names = [
             self.chance.choice([None, self.chance.randrange(50)])
             for _ in range(CHUNKS)
         ]
-        blob_id = self.new_id()
-        self.note(id=blob_id, act='create', blob=blob_id, names=names)
+        self.note(id=operation, act='create', blob=operation, names=names)
+        # Another may find it and delete it before it has its version.
         version = self.repo.create(
-            [content(names)], blob_id=blob_id, chunk_size_bytes=CHUNK
+            [content(names)], blob_id=operation, chunk_size_bytes=CHUNK
         )
-        self.note(id=blob_id, end='done', number=version.number)
+        return {'number': version.number}
 
     def clone(self, operation, blob):
         version = self.repo.catalog.version(blob.id)
