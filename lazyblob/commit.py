@@ -233,8 +233,12 @@ class Commit:
                 # An agent need not have the right (contract 34).
                 self._bad.give_up(exc)
         is_chunk = kind == chunk.Kind.CHUNK
-        # Of nodes nobody need ask: there are few, and a put looks.
-        asks = is_chunk and self._guess.asks_first()
+        if is_chunk:
+            asks = self._guess.asks_first()
+        else:
+            # Of nodes nobody need ask: there are few, and a put looks. But a
+            # put into files refuses one that is there and cannot be read.
+            asks = self._reads_back and not self._store.is_remote
         is_there = asks and self._is_there(name)
         parts: tuple[digest.Buffer, ...] = ()
         if not is_there:

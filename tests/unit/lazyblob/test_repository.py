@@ -298,6 +298,7 @@ class TestImportAgain:
     ):
         """A sector that is gone, under its header or behind it."""
         names = [name for _, name in repo.manifest(image.root).chunks()][:2]
+        names.append(bytes.fromhex(image.root))
 
         def failing(real, bad):
             def call(name, *more):
@@ -307,11 +308,11 @@ class TestImportAgain:
 
             return call
 
-        for call, name in zip(('has', 'get'), names, strict=True):
+        for call, name in zip(('has', 'get', 'has'), names, strict=True):
             real = getattr(repo.store, call)
             monkeypatch.setattr(repo.store, call, failing(real, name))
             damage(repo, name)
-        with expect_logs('was damaged in', 2):
+        with expect_logs('was damaged in', 3):
             self.again(repo)
         monkeypatch.undo()
         assert repo.verify('image').is_sound
