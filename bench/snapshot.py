@@ -258,14 +258,13 @@ class Disk:
         return generation
 
     def _publish(self, blob: Any, target: Any) -> None:
-        self._repository.catalog.publish(
+        target.publish(
             blob.id,
             epoch=blob.epoch,
             parent=blob.head,
             commit_id=uuid.uuid4().hex,
             root=target.finish(),
             size_bytes=self._size_bytes,
-            session_id=target.session_id,
         )
 
     def _diff(self) -> float:

@@ -11,10 +11,10 @@
 # under the License.
 """Writing a version: chunks first, then nodes bottom-up, then a sync.
 
-What is left for the caller is the last step, the catalog's publish, which
-names the session that stands here from before the first look at the store
-until :meth:`Commit.close`, so that the collector spares what this commit
-relies on (contract 31).
+The last step is the catalog's publish. It names the session that stands here
+from before the first look at the store, so that the collector spares what
+this commit relies on (contract 31), and ends it; without a publish
+:meth:`Commit.close` does.
 
 An import reads back what the store says it has already, and replaces what is
 not what its digest names: its source is at hand this once. A COMMIT believes
@@ -35,6 +35,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from types import TracebackType
+from typing import Any
 
 from lazyblob import asking
 from lazyblob import changing
@@ -95,7 +96,7 @@ class Commit:
         it is read where something changes, and nowhere else
     :param size_bytes: of the new version; None: told to :meth:`finish`
     :param reads_back: whether what is there already is read and compared
-    :ivar session_id: what publish has to name
+    :ivar session_id: what the catalog has to be told
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Commit:
                 )
         self.chunk_size_bytes = chunk_size_bytes
         self.statistics = Statistics()
+        self._catalog = catalog
         self._store = store
         self._keys = keys
         self._size_bytes = size_bytes
@@ -177,7 +179,7 @@ class Commit:
     def finish(self, size_bytes: int | None = None) -> str:
         """Write the manifest and make everything durable.
 
-        :returns: the root digest, hexadecimal, to be published
+        :returns: the root digest, hexadecimal, for :meth:`publish`
         """
         if size_bytes is None:
             size_bytes = self._size_bytes
@@ -203,12 +205,28 @@ class Commit:
             yield name
         yield encoded.root
 
+    def publish(self, blob_id: str, **version: Any) -> api.Version:
+        """Make it a version, which is the end of the session, too.
+
+        May be called again if the outcome is not known.
+
+        :param version: what else :meth:`api.Catalog.publish` is to know
+        """
+        found = self._catalog.publish(
+            blob_id,
+            session_id=self.session_id,
+            ends_session=True,
+            **version,
+        )
+        self._session.has_ended()
+        return found
+
     def abort(self) -> None:
         """Give it up; what was stored is garbage."""
         self.close()
 
     def close(self) -> None:
-        """End the session: after publish, or instead of it."""
+        """End the session, if no publish has."""
         self._session.close()
 
     def __enter__(self) -> 'Commit':

@@ -60,13 +60,12 @@ def grow(
     parent = repo.tree(clone.root, blob.scope)
     with repo.commit(blob, parent, size_bytes=size_bytes) as target:
         root = target.finish()
-        return catalog.publish(
+        return target.publish(
             blob.id,
             epoch=blob.epoch,
             parent=clone.number,
             commit_id=commit_id,
             root=root,
             size_bytes=size_bytes,
-            session_id=target.session_id,
             drop_parent=True,
         )

@@ -379,14 +379,13 @@ class Repository:
             )
             commit_id = uuid.uuid4().hex
             return patience.repeat(
-                lambda: self.catalog.publish(
+                lambda: target.publish(
                     blob_id,
                     epoch=blob.epoch,
                     parent=blob.head,
                     commit_id=commit_id,
                     root=root,
                     size_bytes=found_bytes,
-                    session_id=target.session_id,
                 )
             )
 
@@ -400,8 +399,8 @@ class Repository:
     ) -> committing.Commit:
         """Begin a new version of a blob; see :class:`Commit`.
 
-        The caller puts chunks, calls ``finish``, publishes the root with the
-        commit's ``session_id``, then calls ``close`` (or uses ``with``).
+        The caller puts chunks, calls ``finish``, then ``publish`` with the
+        root, and ``close`` in any case (or uses ``with``).
 
         :param parent: its manifest, if that is in memory anyway, or its tree,
             of which no more is read than changes

@@ -44,6 +44,10 @@ class Session:
         page = catalog.begin_session(owner or default_owner(), self.id)
         self.bad = bad.Listed(catalog, page)
 
+    def has_ended(self) -> None:
+        """The catalog has ended it; there is nothing left to do."""
+        self._is_open = False
+
     def close(self) -> None:
         """End it; once more is harmless."""
         if not self._is_open:

@@ -286,6 +286,7 @@ class Catalog(abc.ABC):
         secret: str = '',
         image: NewImage | None = None,
         drop_parent: bool = False,
+        ends_session: bool = False,
     ) -> Version:
         """The only commit point: compare-and-swap on epoch and head.
 
@@ -294,6 +295,8 @@ class Catalog(abc.ABC):
         row if asked and nothing pins it. A repeated ``commit_id`` answers
         the first result.
 
+        :param ends_session: the writer is done: with the version comes its
+            session's end, which need not be asked for then
         :raises StaleWriter: the epoch is old, or the head has moved on
         :raises Conflict: the session is gone, or the image id is taken
         """

@@ -26,6 +26,7 @@ from sqlalchemy import orm
 from lazyblob.catalog import api
 from lazyblob.catalog import models
 from lazyblob.catalog import rows
+from lazyblob.catalog import statements
 
 _AT_ONCE = 500
 
@@ -74,9 +75,7 @@ def page(
 
 def first(session: orm.Session) -> list[str]:
     """The digests of the first page."""
-    bad = models.BadDigest.digest
-    look = sa.select(bad).order_by(bad).limit(api.BAD_DIGESTS_PAGE)
-    return list(session.scalars(look))
+    return list(session.scalars(statements.BAD_DIGESTS))
 
 
 def forget(session: orm.Session, digests: Sequence[str]) -> None:

@@ -202,6 +202,7 @@ class Database:
         self._masked = urls.masked(url)
         self._lock = threading.Lock()
         self._engine: sa.Engine | None = None
+        self._views: dict[tuple[bool, bool], sa.Engine] = {}
         self._process_id = 0
         _parsed(url)
 
@@ -221,11 +222,23 @@ class Database:
                     )
                 self._engine = create(self.url)
                 self._process_id = os.getpid()
+                self._views = {}
             return self._engine
+
+    def _view(self, *, is_reading: bool, is_synced: bool) -> sa.Engine:
+        """The engine, with options that begin a transaction right."""
+        engine = self.engine
+        key = (is_reading, is_synced)
+        with self._lock:
+            if key not in self._views:
+                self._views[key] = engine.execution_options(
+                    is_reading=is_reading, is_synced=is_synced
+                )
+            return self._views[key]
 
     def read(self, operation: Callable[[orm.Session], T]) -> T:
         """Run an operation that changes nothing."""
-        return self._run(operation, is_reading=True)
+        return self._run(operation, is_reading=True, is_synced=False)
 
     def write(
         self,
@@ -247,11 +260,15 @@ class Database:
                 self._engine = None
 
     def _run(
-        self, operation: Callable[[orm.Session], T], **options: bool
+        self,
+        operation: Callable[[orm.Session], T],
+        *,
+        is_reading: bool,
+        is_synced: bool,
     ) -> T:
         pauses = passing.pauses(passing.PATIENCE_SECONDS)
         while True:
-            engine = self.engine.execution_options(**options)
+            engine = self._view(is_reading=is_reading, is_synced=is_synced)
             try:
                 with orm.Session(engine, expire_on_commit=False) as session:
                     with session.begin():

@@ -24,6 +24,7 @@ from sqlalchemy import orm
 from lazyblob import exceptions
 from lazyblob.catalog import api
 from lazyblob.catalog import models
+from lazyblob.catalog import statements
 
 
 def now() -> datetime.datetime:
@@ -57,12 +58,8 @@ def live(
     session: orm.Session, blob_id: str, *, is_locking: bool = False
 ) -> models.Blob:
     """:param is_locking: the newest row, whatever the snapshot says"""
-    found = session.get(
-        models.Blob,
-        blob_id,
-        populate_existing=True,
-        with_for_update=is_locking or None,
-    )
+    look = statements.BLOB_LOCKED if is_locking else statements.BLOB
+    found = session.scalar(look, {'blob_id': blob_id})
     if found is None or found.state == api.State.TOMBSTONE:
         raise no_blob(blob_id)
     return found
@@ -89,16 +86,11 @@ def named(
 
     :raises NotFound: no such blob or version
     """
-    wanted: Any = models.Blob.head if number is None else number
-    found = session.scalar(
-        sa.select(models.Version)
-        .join(models.Blob)
-        .where(
-            models.Blob.id == blob_id,
-            models.Blob.state != api.State.TOMBSTONE.value,
-            models.Version.number == wanted,
-        )
-    )
+    if number is None:
+        found = session.scalar(statements.HEAD, {'blob_id': blob_id})
+    else:
+        named_by = {'blob_id': blob_id, 'number': number}
+        found = session.scalar(statements.VERSION, named_by)
     return found or existing(session, live(session, blob_id), number)
 
 
@@ -136,11 +128,14 @@ def check_secret(blob: models.Blob, secret: str) -> None:
 def add_version(
     session: orm.Session, blob_id: str, number: int, **values: Any
 ) -> api.Version:
-    values = {'created_at': now(), **values}
-    row = models.Version(blob_id=blob_id, number=number, **values)
-    session.add(row)
-    session.flush()
-    return version(row)
+    values = {
+        'blob_id': blob_id,
+        'number': number,
+        'created_at': now(),
+        **values,
+    }
+    session.execute(statements.ADD_VERSION, values)
+    return version(models.Version(**values))
 
 
 def blob(row: models.Blob) -> api.Blob:

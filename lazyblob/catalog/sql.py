@@ -43,6 +43,7 @@ from lazyblob.catalog import making
 from lazyblob.catalog import models
 from lazyblob.catalog import receiving
 from lazyblob.catalog import rows
+from lazyblob.catalog import statements
 from lazyblob.catalog import writers
 
 # Of lazyblob/catalog/migrations/versions: what this release reads and writes.
@@ -72,14 +73,12 @@ class SqlCatalog(api.Catalog):
     def begin_session(self, owner: str, session_id: str) -> list[str]:
         def begin(session: orm.Session) -> list[str]:
             session.execute(
-                sa.insert(models.Session).values(
-                    id=session_id,
-                    owner=owner,
-                    started_at=rows.now(),
-                    collection_epoch=sa.select(
-                        models.Repository.collection_epoch
-                    ).scalar_subquery(),
-                )
+                statements.BEGIN_SESSION,
+                {
+                    'new_id': session_id,
+                    'new_owner': owner,
+                    'now': rows.now(),
+                },
             )
             return bad.first(session)
 
@@ -92,14 +91,7 @@ class SqlCatalog(api.Catalog):
 
     def end_session(self, session_id: str) -> None:
         self._database.write(
-            lambda session: session.execute(
-                sa.update(models.Session)
-                .where(
-                    models.Session.id == session_id,
-                    models.Session.ended_at.is_(None),
-                )
-                .values(ended_at=rows.now())
-            ),
+            lambda session: writers.end_session(session, session_id),
             is_synced=False,
         )
 
@@ -285,6 +277,7 @@ class SqlCatalog(api.Catalog):
         secret: str = '',
         image: api.NewImage | None = None,
         drop_parent: bool = False,
+        ends_session: bool = False,
     ) -> api.Version:
         new = None
         if image is not None:
@@ -293,13 +286,20 @@ class SqlCatalog(api.Catalog):
             )
 
         def swap(session: orm.Session) -> api.Version:
-            row = writers.swap_head(
-                session, blob_id, epoch, parent, secret, session_id
-            )
+            row = writers.swap_head(session, blob_id, epoch, parent, secret)
             if row is None:
-                return writers.landed_before(
+                found = writers.landed_before(
                     session, blob_id, commit_id, epoch, parent, secret
                 )
+                if ends_session:
+                    # Another one's: the first try's, if that was of a writer
+                    # that died.
+                    writers.end_session(session, session_id)
+                return found
+            use = writers.hold_session
+            if ends_session:
+                use = writers.use_up_session
+            use(session, blob_id, session_id)
             if new is not None:
                 making.snapshot(session, new, row, root, size_bytes)
             if drop_parent:

@@ -24,6 +24,7 @@ from lazyblob import exceptions
 from lazyblob.catalog import api
 from lazyblob.catalog import models
 from lazyblob.catalog import rows
+from lazyblob.catalog import statements
 
 
 def claim(session: orm.Session, blob_id: str, secret: str) -> int:
@@ -57,27 +58,20 @@ def swap_head(
     epoch: int,
     parent: int,
     secret: str,
-    session_id: str,
 ) -> models.Blob | None:
-    """Move the head on from its parent; None: something stands against it.
-
-    :raises Conflict: the writer's session has ended
-    """
-    blob = models.Blob
+    """Move the head on from its parent; None: something stands against it."""
     matched = session.execute(
-        sa.update(blob)
-        .where(
-            blob.id == blob_id,
-            blob.epoch == epoch,
-            blob.head == parent,
-            blob.secret == rows.hashed(secret),
-            blob.state != api.State.TOMBSTONE.value,
-        )
-        .values(head=parent + 1)
+        statements.SWAP_HEAD,
+        {
+            'blob_id': blob_id,
+            'at_epoch': epoch,
+            'parent': parent,
+            'hashed_secret': rows.hashed(secret),
+            'new_head': parent + 1,
+        },
     )
     if not rows.count(matched):
         return None
-    hold_session(session, blob_id, session_id)
     return rows.live(session, blob_id)
 
 
@@ -86,19 +80,37 @@ def hold_session(session: orm.Session, blob_id: str, session_id: str) -> None:
 
     Locked, not only looked at: who ends it in this moment waits, so that the
     collector, which acts once it has ended, sees what was published.
+
+    :raises Conflict: it has ended
     """
-    found = session.scalar(
-        sa.select(models.Session.id)
-        .where(
-            models.Session.id == session_id, models.Session.ended_at.is_(None)
-        )
-        .with_for_update(read=True)
+    held = {'session_id': session_id}
+    if session.scalar(statements.HOLD_SESSION, held) is None:
+        raise _has_ended(blob_id)
+
+
+def use_up_session(
+    session: orm.Session, blob_id: str, session_id: str
+) -> None:
+    """The writer's session is alive until the commit, and ends with it.
+
+    The collector sees what was published and that it has ended by one commit.
+
+    :raises Conflict: it has ended before
+    """
+    if not end_session(session, session_id):
+        raise _has_ended(blob_id)
+
+
+def end_session(session: orm.Session, session_id: str) -> bool:
+    """Whether it was alive."""
+    ended = {'session_id': session_id, 'now': rows.now()}
+    return bool(rows.count(session.execute(statements.END_SESSION, ended)))
+
+
+def _has_ended(blob_id: str) -> exceptions.Conflict:
+    return exceptions.Conflict(
+        f'the writer\'s session for blob "{blob_id}" has ended; commit again'
     )
-    if found is None:
-        raise exceptions.Conflict(
-            f'the writer\'s session for blob "{blob_id}" has ended; commit '
-            f'again'
-        )
 
 
 def drop(session: orm.Session, blob: models.Blob, number: int) -> None:

@@ -238,7 +238,7 @@ class Commits:
             self._uploader.run(job, commit)
             root = commit.finish()
             job.statistics = upload.plain(commit.statistics)
-            self._publisher.publish(job, root, commit.session_id)
+            self._publisher.publish(job, root, commit)
         with self._counts_mutex:
             self.uploaded_bytes += job.committed_bytes
         with job.live.lock:

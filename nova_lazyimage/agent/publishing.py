@@ -67,8 +67,11 @@ class Publisher:
         self._journal = book
         self._repository = repository
 
-    def publish(self, job: Any, root: str, session_id: str) -> None:
-        """Make the version; returns when the journal names it the parent."""
+    def publish(self, job: Any, root: str, target: Any) -> None:
+        """Make the version; returns when the journal names it the parent.
+
+        :param target: the finished :class:`lazyblob.commit.Commit`
+        """
         live = job.live
         record = live.record
         with live.lock:
@@ -82,7 +85,7 @@ class Publisher:
             self._journal.save(record)
         for attempt in range(PUBLISHES_MAX):
             try:
-                version = self._call(record, session_id)
+                version = self._call(record, target)
             except Exception as exc:
                 if is_refusal(exc):
                     raise
@@ -99,7 +102,8 @@ class Publisher:
                 self._stands(live, version, job)
                 return
 
-    def _call(self, record: journal.Record, session_id: str) -> api.Version:
+    @staticmethod
+    def _call(record: journal.Record, target: Any) -> api.Version:
         commit, parent, base = record.commit, record.parent, record.base
         assert commit and parent and base  # noqa: S101
         head = record.head or parent.version
@@ -108,20 +112,20 @@ class Publisher:
             image = api.NewImage(
                 commit.image_id, commit.project_id, commit.name
             )
-        return self._repository().catalog.publish(
+        found: api.Version = target.publish(
             record.blob_id,
             epoch=record.epoch,
             parent=head,
             commit_id=commit.commit_id,
             root=commit.root,
             size_bytes=commit.size_bytes,
-            session_id=session_id,
             secret=record.secret,
             image=image,
             # The attach base is read as long as the mirror lives, and a
             # blob that somebody named keeps its history.
             drop_parent=bool(record.clone) and head != base.version,
         )
+        return found
 
     def landed(self, live: mirrors.Live, job: Any) -> bool:
         """Whether the publish under way landed; waits for the catalog.

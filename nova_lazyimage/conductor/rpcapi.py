@@ -43,6 +43,7 @@ EXCHANGE = 'lazyimage'
 TIMEOUT_SECONDS = 30
 #: The version that an operation came with, if it is not the first.
 SINCE = dict.fromkeys(('report_bad', 'bad_digests', 'forget_bad'), '1.1')
+ENDS_SESSION_VERSION = '1.3'
 
 
 class RpcCatalog(api.Catalog):
@@ -56,6 +57,7 @@ class RpcCatalog(api.Catalog):
       answers the first bad digests (None of a 1.0 conductor: none is known).
     * 1.2 - ``nonce``: the answer is signed, if the conductor has a key. Sent
       by callers that know a public key, and by no others.
+    * 1.3 - ``ends_session`` of publish. Sent by callers that want it.
 
     :param url: ``rpc://``: the process's transport
     :param transport_url: another one
@@ -64,7 +66,7 @@ class RpcCatalog(api.Catalog):
         whatever answers is believed
     """
 
-    VERSION = '1.2'
+    VERSION = '1.3'
     #: What every conductor of this major version understands.
     VERSION_MIN = '1.0'
     #: The first whose answers can be signed.
@@ -213,9 +215,12 @@ class RpcCatalog(api.Catalog):
         secret: str = '',
         image: api.NewImage | None = None,
         drop_parent: bool = False,
+        ends_session: bool = False,
     ) -> api.Version:
+        more = {'ends_session': True} if ends_session else {}
         return self._call(
             'publish',
+            ENDS_SESSION_VERSION if ends_session else None,
             blob_id=blob_id,
             epoch=epoch,
             parent=parent,
@@ -226,6 +231,7 @@ class RpcCatalog(api.Catalog):
             secret=secret,
             image=image,
             drop_parent=drop_parent,
+            **more,
         )
 
     def find_commit(self, blob_id: str, commit_id: str) -> api.Version | None:
@@ -300,15 +306,19 @@ class RpcCatalog(api.Catalog):
         except cfg.NoSuchOptError:
             return default
 
-    def _call(self, operation: str, /, **arguments: Any) -> Any:
+    def _call(
+        self, operation: str, since: str | None = None, /, **arguments: Any
+    ) -> Any:
+        """:param since: the version of an argument, if it is not the first"""
         given = plain.encode(arguments)
+        version = since or SINCE.get(operation, self.VERSION_MIN)
         if self._verifier is None:
-            version = SINCE.get(operation, self.VERSION_MIN)
             answer = self._ask(version, operation, arguments=given)
         else:
+            version = max(version, self.SIGNED_VERSION)  # one digit each
             nonce = signing.new_nonce()
             reply = self._ask(
-                self.SIGNED_VERSION, operation, arguments=given, nonce=nonce
+                version, operation, arguments=given, nonce=nonce
             )
             answer = self._verifier.check(operation, given, nonce, reply)
         return plain.answer(answer)
@@ -349,6 +359,6 @@ def _too_old(operation: str, version: str) -> exceptions.LazyBlobError:
             'public_keys until then'
         )
     return exceptions.InvalidConfiguration(
-        f'this conductor knows no operation "{operation}"; upgrade '
-        'conductors before agents'
+        f'the conductor is older than interface {version}, which '
+        f'"{operation}" needs; upgrade conductors before agents'
     )

@@ -20,8 +20,9 @@ folder ``$AGENT_FAULTS`` are the test's words:
     fetches and puts do not return until the file is gone
 ``catalog-away``
     every call fails before it is made
-``catalog-slow-end``
-    the end of a session takes as many seconds as the file says
+``commit-slow-end``
+    what a COMMIT does after its version stands takes as many seconds as the
+    file says
 ``clone-overtaken``
     somebody who reads the bus makes the clone before the agent does, and
     publishes to it the root that the file says
@@ -178,8 +179,6 @@ class Catalog(Wrapped):
             raise exceptions.CatalogUnavailable('told to be mute')
         if name == 'clone' and is_told('clone-overtaken'):
             overtake(self._inner, *args, **kwargs)
-        if name == 'end_session' and is_told('catalog-slow-end'):
-            time.sleep(float((FAULTS / 'catalog-slow-end').read_text()))
         if name in ('begin_session', 'publish', 'mint_location'):
             refused = exceptions.Conflict('told to refuse')
             lost = exceptions.CatalogUnavailable('told to lose an answer')
@@ -187,11 +186,21 @@ class Catalog(Wrapped):
         return method(*args, **kwargs)
 
 
+def slow(close):
+    def slowly(*args):
+        if is_told('commit-slow-end'):
+            time.sleep(float((FAULTS / 'commit-slow-end').read_text()))
+        return close(*args)
+
+    return slowly
+
+
 def main():
     connect = agent.connect
 
     def connect_wrapped(*args, **kwargs):
         # Not before the agent does it, after guests are served.
+        from lazyblob import commit
         from lazyblob import repository
         from nova_lazyimage.agent import commits
 
@@ -199,6 +208,7 @@ def main():
         commits.Commits._seal = staticmethod(
             armed(around('seal', no_space(), None, commits.Commits._seal))
         )
+        commit.Commit.close = slow(commit.Commit.close)
         return repository.Repository(
             Store(found.store), Catalog(found.catalog)
         )

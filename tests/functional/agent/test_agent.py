@@ -264,7 +264,7 @@ class TestCommit:
         agent = site.start()
         path = agent.attach(*key, clone_blob=site.image(noise(MIB)))['path']
         # Between the version that stands and the end of its job.
-        site.tell('catalog-slow-end', '0.2')
+        site.tell('commit-slow-end', '0.2')
         for number in range(3):
             write(path, 0, b'%d' % number)
             commit_id = str(uuid.uuid4())

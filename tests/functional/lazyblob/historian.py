@@ -129,14 +129,13 @@ class Historian:
         ) as target:
             for index, name in changes.items():
                 target.put(index, chunk(name))
-            version = self.repo.catalog.publish(
+            version = target.publish(
                 blob.id,
                 epoch=blob.epoch,
                 parent=parent.number,
                 commit_id=operation,
                 root=target.finish(),
                 size_bytes=parent.size_bytes,
-                session_id=target.session_id,
             )
         return {'number': version.number}
 

@@ -177,14 +177,13 @@ class Commit(Operation):
         ) as target:
             for index, data in self.changes(key).items():
                 target.put(index, data)
-            made = repo.catalog.publish(
+            made = target.publish(
                 blob.id,
                 epoch=blob.epoch,
                 parent=parent.number,
                 commit_id=f'commit-{key}',
                 root=target.finish(),
                 size_bytes=parent.size_bytes,
-                session_id=target.session_id,
             )
         return plain(made)
 
@@ -220,14 +219,13 @@ class Snapshot(Operation):
             size_bytes=parent.size_bytes,
         ) as target:
             target.put(2, chunk(key, 'new'))
-            made = repo.catalog.publish(
+            made = target.publish(
                 disk,
                 epoch=epoch,
                 parent=parent.number,
                 commit_id=f'commit-{key}',
                 root=target.finish(),
                 size_bytes=parent.size_bytes,
-                session_id=target.session_id,
                 secret=secret,
                 image=api.NewImage(f'snapshot-{key}', ''),
                 drop_parent=True,

@@ -163,7 +163,7 @@ def test_a_conductor_needs_the_database_itself(url):
 def test_the_interface_has_a_version_and_a_topic():
     target = manager.Manager.target
     assert isinstance(target, oslo_messaging.Target)
-    assert (rpcapi.TOPIC, target.version) == ('lazyimage-conductor', '1.2')
+    assert (rpcapi.TOPIC, target.version) == ('lazyimage-conductor', '1.3')
 
 
 def test_a_conductor_of_the_release_before_serves_what_it_knows(
@@ -195,6 +195,10 @@ def test_a_conductor_of_the_release_before_serves_what_it_knows(
         assert [s.id for s in catalog.sessions()] == ['session']
         with pytest.raises(exceptions.InvalidConfiguration, match='upgrade'):
             catalog.report_bad(['ab' * 32], 'host')
+        with pytest.raises(exceptions.InvalidConfiguration, match=r'1\.3'):
+            catalog_contract.publish(catalog, 1, ends_session=True)
+        with pytest.raises(exceptions.NotFound):
+            catalog_contract.publish(catalog, 1)
     finally:
         server.stop()
         server.wait()

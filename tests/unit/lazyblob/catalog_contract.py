@@ -316,6 +316,42 @@ class CatalogContract:
             publish(catalog, epoch)
         assert catalog.version('disk').number == 1
 
+    def test_a_publish_ends_its_session_if_asked(self, catalog):
+        make(catalog)
+        catalog.end_session('session of image')
+        epoch = attach(catalog)
+        publish(catalog, epoch)
+        assert [found.id for found in catalog.sessions()] == ['writer']
+        version = publish(
+            catalog, epoch, parent=2, commit_id='c2', ends_session=True
+        )
+        assert version.number == 3
+        assert catalog.sessions() == []
+        with pytest.raises(exceptions.Conflict, match='session'):
+            publish(catalog, epoch, parent=3, commit_id='c3')
+
+    def test_a_publish_that_is_refused_ends_no_session(self, catalog):
+        make(catalog)
+        catalog.end_session('session of image')
+        epoch = attach(catalog)
+        with pytest.raises(exceptions.StaleWriter):
+            publish(catalog, epoch, parent=7, ends_session=True)
+        assert [found.id for found in catalog.sessions()] == ['writer']
+
+    def test_a_publish_that_is_repeated_ends_its_session_too(self, catalog):
+        """By the same writer, or by one that took the work over."""
+        make(catalog)
+        catalog.end_session('session of image')
+        epoch = attach(catalog)
+        first = publish(catalog, epoch, ends_session=True)
+        assert publish(catalog, epoch, ends_session=True) == first
+        catalog.begin_session('test', 'another')
+        again = publish(
+            catalog, epoch, session_id='another', ends_session=True
+        )
+        assert again == first
+        assert catalog.sessions() == []
+
     def test_a_session_that_nobody_ended_is_seen(self, catalog):
         catalog.begin_session('host:17', 'lost')
         catalog.begin_session('host:18', 'done')
