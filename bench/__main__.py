@@ -38,6 +38,7 @@ NAMES = {
     'glance': 'bench.glance',
     's3': 'bench.gateway',
     'catalog': 'bench.catalog',
+    'conductor': 'bench.conductor',
     'verify': 'bench.verifying',
     'cloud': 'bench.cloud',
 }

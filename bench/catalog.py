@@ -37,7 +37,7 @@ OPERATIONS = ('publish', 'open')
 WORSE_AT_MOST = 1.2
 ROOT = '5a' * 32
 _TESTS = pathlib.Path(__file__).parents[1] / 'tests'
-_FOLDERS = ('unit/lazyblob', 'functional/lazyblob')
+_FOLDERS = ('unit/lazyblob', 'functional/lazyblob', 'functional/conductor')
 
 
 def load(name: str) -> Any:

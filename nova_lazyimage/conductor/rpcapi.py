@@ -317,9 +317,7 @@ class RpcCatalog(api.Catalog):
         else:
             version = max(version, self.SIGNED_VERSION)  # one digit each
             nonce = signing.new_nonce()
-            reply = self._ask(
-                version, operation, arguments=given, nonce=nonce
-            )
+            reply = self._ask(version, operation, arguments=given, nonce=nonce)
             answer = self._verifier.check(operation, given, nonce, reply)
         return plain.answer(answer)
 
