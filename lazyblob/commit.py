@@ -35,7 +35,6 @@ import logging
 import threading
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
 
 from lazyblob import asking
 from lazyblob import changing
@@ -205,21 +204,41 @@ class Commit:
             yield name
         yield encoded.root
 
-    def publish(self, blob_id: str, **version: Any) -> api.Version:
+    def publish(
+        self,
+        blob_id: str,
+        *,
+        epoch: int,
+        parent: int,
+        commit_id: str,
+        root: str,
+        size_bytes: int,
+        secret: str = '',
+        image: api.NewImage | None = None,
+        drop_parent: bool = False,
+    ) -> api.Version:
         """Make it a version, which is the end of the session, too.
 
-        May be called again if the outcome is not known.
+        May be called again if the outcome is not known. See
+        :meth:`lazyblob.catalog.api.Catalog.publish`.
 
-        :param version: what else :meth:`api.Catalog.publish` is to know
+        :param root: what :meth:`finish` returned
         """
-        found = self._catalog.publish(
+        version = self._catalog.publish(
             blob_id,
+            epoch=epoch,
+            parent=parent,
+            commit_id=commit_id,
+            root=root,
+            size_bytes=size_bytes,
             session_id=self.session_id,
+            secret=secret,
+            image=image,
+            drop_parent=drop_parent,
             ends_session=True,
-            **version,
         )
         self._session.has_ended()
-        return found
+        return version
 
     def abort(self) -> None:
         """Give it up; what was stored is garbage."""

@@ -94,6 +94,8 @@ def use_up_session(
     """The writer's session is alive until the commit, and ends with it.
 
     The collector sees what was published and that it has ended by one commit.
+    On Galera, where a row's lock is known on one node only, a change of it on
+    two is a conflict, and one of both runs again.
 
     :raises Conflict: it has ended before
     """

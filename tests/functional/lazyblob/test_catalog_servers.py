@@ -119,8 +119,9 @@ def test_a_server_that_forgets_at_power_loss_is_told_of(mariadb, expect_logs):
         mariadb.execute(f'{setting}1')
 
 
+@pytest.mark.parametrize('ends_session', [False, True])
 def test_a_session_that_ends_while_publish_waits_forbids_it(
-    url, server, open_catalog
+    url, server, open_catalog, ends_session
 ):
     """What the statement saw before it waited for the blob is no answer."""
     catalog = open_catalog()
@@ -130,7 +131,7 @@ def test_a_session_that_ends_while_publish_waits_forbids_it(
 
     def publish():
         try:
-            catalog_contract.publish(catalog, epoch)
+            catalog_contract.publish(catalog, epoch, ends_session=ends_session)
         except exceptions.Conflict as exc:
             outcomes.append(str(exc))
 
