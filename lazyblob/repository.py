@@ -22,13 +22,13 @@ Threads: one instance serves them all. Nothing connects before it is used.
 import functools
 import os
 import pathlib
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lazyblob import accounting
 from lazyblob import chunk
 from lazyblob import commit as committing
+from lazyblob import creating
 from lazyblob import digest
 from lazyblob import exceptions
 from lazyblob import exporting
@@ -36,7 +36,6 @@ from lazyblob import growing
 from lazyblob import importing
 from lazyblob import manifest as manifests
 from lazyblob import moving
-from lazyblob import patience
 from lazyblob import plugins
 from lazyblob import reader as readers
 from lazyblob import repairing
@@ -348,46 +347,16 @@ class Repository:
         :raises Conflict: the id or the name is used
         :raises SizeMismatch: the stream had another size
         """
-        chunk.check_size(chunk_size_bytes)
-        self._refuse_used(blob_id, name)
-        keys = digest.keys(self.scope(project_id))
-        with committing.Commit(
-            self.catalog, self.store, keys, chunk_size_bytes, reads_back=True
-        ) as target:
-            if statistics is not None:
-                target.statistics = statistics
-            found_bytes = importing.write(
-                stream,
-                target,
-                threads=threads or self._threads(UPLOAD_THREADS),
-                progress=progress,
-            )
-            if size_bytes is not None and found_bytes != size_bytes:
-                raise exceptions.SizeMismatch(
-                    f'image "{blob_id}" has {found_bytes} bytes and not '
-                    f'{size_bytes} as was said'
-                )
-            root = target.finish(found_bytes)
-            blob = patience.repeat(
-                lambda: self.catalog.create(
-                    blob_id,
-                    kind=api.Kind.IMAGE,
-                    project_id=project_id,
-                    chunk_size_bytes=chunk_size_bytes,
-                    name=name,
-                )
-            )
-            commit_id = uuid.uuid4().hex
-            return patience.repeat(
-                lambda: target.publish(
-                    blob_id,
-                    epoch=blob.epoch,
-                    parent=blob.head,
-                    commit_id=commit_id,
-                    root=root,
-                    size_bytes=found_bytes,
-                )
-            )
+        return creating.create(
+            self,
+            stream,
+            creating.Image(
+                blob_id, name, project_id, chunk_size_bytes, size_bytes
+            ),
+            threads=threads or self._threads(UPLOAD_THREADS),
+            progress=progress,
+            statistics=statistics,
+        )
 
     def commit(
         self,
@@ -524,24 +493,3 @@ class Repository:
             return content
 
         return fetch
-
-    def _refuse_used(self, blob_id: str, name: str) -> None:
-        """Early, before a long upload; the catalog decides at its end."""
-        try:
-            if self.catalog.versions(blob_id):
-                raise exceptions.Conflict(
-                    f'blob id "{blob_id}" is used already'
-                )
-        except exceptions.NotFound:
-            pass
-        if not name:
-            return
-        try:
-            found = self.catalog.find(name)
-        except exceptions.NotFound:
-            return
-        if found.name == name and found.id != blob_id:
-            raise exceptions.Conflict(
-                f'name "{name}" is used already; choose another, or delete '
-                f'that blob'
-            )
