@@ -49,7 +49,8 @@ def load(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def _servers() -> list[str]:
+def servers() -> list[str]:
+    """Those that are installed."""
     places = os.environ['PATH'] + ''.join(
         f':{path}'
         for path in [
@@ -113,7 +114,7 @@ class Catalogs:
         from lazyblob.catalog import sql
 
         rows = load('database_contract')
-        for engine in ('SQLite', *_servers()):
+        for engine in ('SQLite', *servers()):
             url = self._place.url(engine)
             schema.initialise(
                 url, chunk_store='file:///none', dedupe_scope='repository'
@@ -185,7 +186,7 @@ def contenders(work: pathlib.Path) -> list[Catalogs]:
 
 _CASES = [
     f'{engine} {operation}'
-    for engine in ('SQLite', *_servers())
+    for engine in ('SQLite', *servers())
     for operation in OPERATIONS
 ]
 BENCH = harness.Bench(

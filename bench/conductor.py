@@ -59,6 +59,12 @@ class Site:
             return
         from lazyblob.catalog import schema
 
+        rabbit = catalogs.load('rabbit')
+        if 'MariaDB' not in catalogs.servers() or rabbit.program() is None:
+            raise harness.Missing(
+                'install mariadb-server and rabbitmq-server to compare a '
+                'conductor'
+            )
         work = pathlib.Path(self._folder.name)
         work.chmod(0o755)  # the database server is somebody else
         folders = [work / name for name in ('mariadb', 'rabbitmq')]
@@ -66,7 +72,7 @@ class Site:
             folder.mkdir()
         mariadb = catalogs.load('databases').MariaDB(folders[0])
         self._ends.append(lambda: mariadb.end(signal.SIGTERM))
-        rabbitmq = catalogs.load('rabbit').RabbitMQ(folders[1])
+        rabbitmq = rabbit.RabbitMQ(folders[1])
         self._ends.append(rabbitmq.end)
         self.database, self.bus = mariadb.create('catalog'), rabbitmq.url
         schema.initialise(
